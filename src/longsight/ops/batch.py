@@ -1,0 +1,77 @@
+"""Which rows of a step belong to which sequence, and where the pages of each sequence are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from longsight.ops.errors import UnsupportedError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's packed rows. The only state an attention operator sees besides its tensors.
+
+    Rows of sequence s are ``cu_seqlens[s] .. cu_seqlens[s + 1] - 1``; they are the causal suffix of its ``kv_lens[s]`` tokens
+    (the step's own tokens included), so row t of the sequence sits at position ``kv_lens[s] - q_len + t``. A negative position
+    is a padding row: it selects nothing, its output is 0 and its log-sum-exp -inf.
+
+    cu_seqlens   int32 [S + 1]
+    kv_lens      int32 [S]
+    block_table  int32 [S, max_blocks]   page id of each block of a sequence; entries past the last block are ignored
+    """
+
+    cu_seqlens: Tensor
+    kv_lens: Tensor
+    block_table: Tensor
+
+    def __post_init__(self) -> None:
+        sequences = self.kv_lens.shape[0]
+        for name, dims in (("cu_seqlens", 1), ("kv_lens", 1), ("block_table", 2)):
+            tensor = getattr(self, name)
+            if tensor.dtype != torch.int32 or tensor.ndim != dims or not tensor.is_contiguous():
+                raise UnsupportedError(f"{name} must be a contiguous int32 tensor of {dims} dimension(s), got {tensor.dtype}")
+        if self.cu_seqlens.shape[0] != sequences + 1 or self.block_table.shape[0] != sequences:
+            raise UnsupportedError(
+                f"{sequences} sequences need cu_seqlens [{sequences + 1}] and block_table [{sequences}, ...], got "
+                f"{list(self.cu_seqlens.shape)} and {list(self.block_table.shape)}"
+            )
+
+    @classmethod
+    def build(cls, sequences: Sequence[tuple[int, int, Sequence[int]]]) -> Batch:
+        """From (q_len, kv_len, page ids) per sequence. For tests and small callers; an engine keeps its own table."""
+        cu = [0]
+        width = max((len(pages) for _, _, pages in sequences), default=0)
+        table = torch.full((len(sequences), max(width, 1)), -1, dtype=torch.int32)
+        for i, (q_len, _, pages) in enumerate(sequences):
+            cu.append(cu[-1] + q_len)
+            table[i, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
+        kv_lens = [kv_len for _, kv_len, _ in sequences]
+        return cls(torch.tensor(cu, dtype=torch.int32), torch.tensor(kv_lens, dtype=torch.int32), table)
+
+    @property
+    def rows(self) -> int:
+        """Packed query rows T."""
+        return int(self.cu_seqlens[-1])
+
+    @cached_property
+    def row_sequence(self) -> Tensor:
+        """int32 [T]: the sequence of each row."""
+        lengths = (self.cu_seqlens[1:] - self.cu_seqlens[:-1]).long()
+        return torch.arange(self.kv_lens.shape[0], dtype=torch.int32).repeat_interleave(lengths)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """int32 [T]: the absolute position of each row in its sequence, negative for padding rows."""
+        s = self.row_sequence.long()
+        rows = torch.arange(s.shape[0], dtype=torch.int32)
+        return rows - self.cu_seqlens[1:][s] + self.kv_lens[s]
+
+    def pages_of(self, sequence: int, block_size: int) -> Tensor:
+        """int64 page ids of one sequence's blocks, in order."""
+        blocks = -(-int(self.kv_lens[sequence]) // block_size)
+        return self.block_table[sequence, :blocks].long()
