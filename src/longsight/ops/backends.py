@@ -25,7 +25,14 @@ class Backend(Protocol):
 
     def append_kv(self, pages: LayerPages, batch: Batch, k: Tensor, v: Tensor, index_k: Tensor | None) -> None: ...
     def select_blocks(
-        self, index_q: Tensor, pages: LayerPages, batch: Batch, *, topk: int, local_blocks: int = 1, init_blocks: int = 0
+        self,
+        index_q: Tensor,
+        pages: LayerPages,
+        batch: Batch,
+        *,
+        topk: int,
+        local_blocks: int = 1,
+        init_blocks: int = 0,
     ) -> Tensor: ...
     def sparse_attention(
         self, q: Tensor, pages: LayerPages, batch: Batch, ids: Tensor, *, scale: float | None = None
@@ -56,8 +63,8 @@ def supports(name: str) -> str | None:
 def choose(name: str | None = None) -> tuple[Backend, str]:
     """The backend to use and the reason.
 
-    `name` (or the environment's LONGSIGHT_BACKEND) asks for one and raises BackendUnavailableError if it cannot run; without
-    a name the fastest that can run is taken, and a fall to the reference is logged as a warning with its cause.
+    `name` (or the environment's LONGSIGHT_BACKEND) asks for one and raises BackendUnavailableError if it cannot run.
+    Without a name the fastest that can run is taken; a fall to the reference is logged as a warning with its cause.
     """
     asked = name or os.environ.get("LONGSIGHT_BACKEND")
     if asked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -16,9 +16,9 @@ from longsight.ops.errors import UnsupportedError
 class Batch:
     """One step's packed rows. The only state an attention operator sees besides its tensors.
 
-    Rows of sequence s are ``cu_seqlens[s] .. cu_seqlens[s + 1] - 1``; they are the causal suffix of its ``kv_lens[s]`` tokens
-    (the step's own tokens included), so row t of the sequence sits at position ``kv_lens[s] - q_len + t``. A negative position
-    is a padding row: it selects nothing, its output is 0 and its log-sum-exp -inf.
+    Rows of sequence s are ``cu_seqlens[s] .. cu_seqlens[s + 1] - 1``; they are the causal suffix of its ``kv_lens[s]``
+    tokens (the step's own tokens included), so row t of the sequence sits at position ``kv_lens[s] - q_len + t``. A
+    negative position is a padding row: it selects nothing, its output is 0 and its log-sum-exp -inf.
 
     cu_seqlens   int32 [S + 1]
     kv_lens      int32 [S]
@@ -28,13 +28,16 @@ class Batch:
     cu_seqlens: Tensor
     kv_lens: Tensor
     block_table: Tensor
+    _page_range: dict[int, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         sequences = self.kv_lens.shape[0]
         for name, dims in (("cu_seqlens", 1), ("kv_lens", 1), ("block_table", 2)):
             tensor = getattr(self, name)
             if tensor.dtype != torch.int32 or tensor.ndim != dims or not tensor.is_contiguous():
-                raise UnsupportedError(f"{name} must be a contiguous int32 tensor of {dims} dimension(s), got {tensor.dtype}")
+                raise UnsupportedError(
+                    f"{name} must be a contiguous int32 tensor of {dims} dimension(s), got {tensor.dtype}"
+                )
         if self.cu_seqlens.shape[0] != sequences + 1 or self.block_table.shape[0] != sequences:
             raise UnsupportedError(
                 f"{sequences} sequences need cu_seqlens [{sequences + 1}] and block_table [{sequences}, ...], got "
@@ -75,3 +78,25 @@ class Batch:
         """int64 page ids of one sequence's blocks, in order."""
         blocks = -(-int(self.kv_lens[sequence]) // block_size)
         return self.block_table[sequence, :blocks].long()
+
+    def check_pages(self, block_size: int, pages: int) -> None:
+        """Raise UnsupportedError unless every page a kernel will follow exists in a pool of `pages` pages."""
+        if block_size not in self._page_range:
+            self._page_range[block_size] = self._used_pages(block_size)
+        lowest, highest = self._page_range[block_size]
+        if lowest < 0 or highest >= pages:
+            raise UnsupportedError(f"block_table names pages {lowest}..{highest}; the pool holds 0..{pages - 1}")
+
+    def _used_pages(self, block_size: int) -> tuple[int, int]:
+        """The lowest and highest page id in use; a table too narrow for its sequences raises UnsupportedError."""
+        lowest, highest = 0, -1
+        for sequence, kv_len in enumerate(self.kv_lens.tolist()):
+            blocks = -(-kv_len // block_size)
+            if blocks > self.block_table.shape[1]:
+                raise UnsupportedError(
+                    f"sequence {sequence} has {blocks} blocks, its block_table row {self.block_table.shape[1]}"
+                )
+            if blocks > 0:
+                low, high = self.block_table[sequence, :blocks].aminmax()
+                lowest, highest = min(lowest, int(low)), max(highest, int(high))
+        return lowest, highest

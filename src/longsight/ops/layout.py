@@ -5,8 +5,8 @@ probabilities) and B packed once, when it is written, in the order a vector unit
 
     pack(B[N, K])  ->  [N / W, K / E, W, E]      W: strip width (64, 32 or 16 rows), E: elements per 32-bit lane
 
-For bf16 E = 2 (a pair along K shares a lane, as the bf16 dot-product instructions want it), for fp32 E = 1. Reading a strip
-front to back is one sequential stream, both from cache and from memory.
+For bf16 E = 2 (a pair along K shares a lane, as the bf16 dot-product instructions want it), for fp32 E = 1. Reading a
+strip front to back is one sequential stream, both from cache and from memory.
 
 Shape legend: P pages, B block size in tokens (page = block), H_kv key/value heads, D head dim, D_idx index dim.
 """
@@ -59,8 +59,8 @@ def unpack(x: Tensor, n: int, k: int) -> Tensor:
 class PageLayout:
     """The geometry of one layer's pages.
 
-    block_size: tokens per page, a multiple of 16. head_dim, index_dim: multiples of 16, up to 256; index_dim 0 = a layer
-    without an index branch.
+    block_size: tokens per page, a multiple of 16. head_dim, index_dim: multiples of 16, up to 256; index_dim 0 means a
+    layer without an index branch.
     """
 
     block_size: int

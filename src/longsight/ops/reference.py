@@ -1,7 +1,8 @@
 """Every operator in plain PyTorch: the specification. Slow, exact, short enough to check against the paper.
 
 Source: MiniMax Sparse Attention, arXiv:2606.13392; the selection contract is docs/selection.md.
-Legend: T packed rows, H_q query heads, H_kv groups, G = H_q / H_kv, D head dim, D_idx index dim, B block size, k blocks kept.
+Legend: T packed rows, H_q query heads, H_kv groups, G = H_q / H_kv, D head dim, D_idx index dim, B block size,
+k blocks kept.
 All arithmetic is fp32, whatever the storage dtype; outputs return in the dtype of the queries or activations.
 """
 
@@ -43,8 +44,8 @@ def select_blocks(
 ) -> Tensor:
     """Choose at most `topk` blocks per (row, group). index_q [T, H_kv, D_idx] -> int32 [T, H_kv, topk].
 
-    Ids ascend, then -1. The `local_blocks` most recent blocks and the first `init_blocks` count within topk; the rest are the
-    visible blocks with the highest maximal score, the lower id winning ties.
+    Ids ascend, then -1. The `local_blocks` most recent blocks and the first `init_blocks` count within topk; the rest are
+    the visible blocks with the highest maximal score, the lower id winning ties.
     """
     block = pages.layout.block_size
     out = torch.full((*index_q.shape[:2], topk), -1, dtype=torch.int32)
@@ -94,9 +95,7 @@ def sparse_attention(
     return out, lse
 
 
-def dense_attention(
-    q: Tensor, pages: LayerPages, batch: Batch, *, scale: float | None = None
-) -> tuple[Tensor, Tensor]:
+def dense_attention(q: Tensor, pages: LayerPages, batch: Batch, *, scale: float | None = None) -> tuple[Tensor, Tensor]:
     """Causal GQA attention over everything a row can see; shapes as in `sparse_attention`."""
     out, lse = torch.zeros_like(q), torch.full(q.shape[:2], -math.inf)
     group = q.shape[1] // pages.layout.kv_heads
@@ -146,7 +145,7 @@ def norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -
 
 
 def swiglu(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
-    """M3's clamped gate: [T, 2I] = [gate | up] -> (clamp(up) + 1) * g * sigmoid(alpha * g) with g = min(gate, limit)."""
+    """M3's clamped gate: [gate | up] [T, 2I] -> (clamp(up) + 1) * g * sigmoid(alpha * g), g = min(gate, limit)."""
     gate, up = gate_up.float().chunk(2, -1)
     gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     return ((up + 1) * gate * torch.sigmoid(alpha * gate)).to(gate_up.dtype)
@@ -155,7 +154,7 @@ def swiglu(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
 def moe(
     x: Tensor, expert_ids: Tensor, expert_weights: Tensor, experts: PackedExperts, alpha: float, limit: float
 ) -> Tensor:
-    """Weighted sum of the chosen experts. x [T, K], expert_ids int64 [T, k], expert_weights fp32 [T, k] -> fp32 [T, K]."""
+    """Weighted sum of the chosen experts: x [T, K], ids int64 [T, k], weights fp32 [T, k] -> fp32 [T, K]."""
     out = torch.zeros(x.shape, dtype=torch.float32)
     for expert in expert_ids.unique().tolist():
         rows, slot = (expert_ids == expert).nonzero(as_tuple=True)

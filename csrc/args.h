@@ -1,0 +1,101 @@
+// The C interface between ops/cpu.py and the kernels. Plain structs, raw pointers; no torch and no Python headers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// What a kernel returns: 0, or one of these.
+enum { LS_OUT_OF_MEMORY = 1, LS_BAD_SELECTION = 2 };
+
+extern "C" {
+
+// See ops/batch.py. All arrays int32.
+struct ls_batch {
+  const int32_t* cu_seqlens;
+  const int32_t* kv_lens;
+  const int32_t* block_table;
+  int64_t sequences, max_blocks;
+};
+
+struct ls_select_args {
+  const void* index_q;  // [T, groups, dim]
+  const void* index_k;  // packed pages
+  int32_t* ids;         // [T, groups, topk]
+  ls_batch batch;
+  int64_t groups, dim, block, topk, local_blocks, init_blocks;
+  int32_t is_bf16, threads;
+};
+
+struct ls_attention_args {
+  const void* q;       // [T, heads, dim]
+  const void* k;       // packed pages
+  const void* v;       // packed pages
+  const int32_t* ids;  // [T, kv_heads, topk], or null for causal dense attention
+  void* out;           // [T, heads, dim]
+  float* lse;          // [T, heads], or null
+  ls_batch batch;
+  int64_t heads, kv_heads, dim, block, topk;
+  float scale;
+  int32_t is_bf16, threads;
+};
+
+struct ls_append_args {
+  const void *k, *v, *index_k;  // [T, kv_heads, dim] twice, [T, index_dim] or null; row strides below, in elements
+  void *k_pages, *v_pages, *index_pages;
+  ls_batch batch;
+  int64_t kv_heads, dim, index_dim, block, k_stride, v_stride, index_stride;
+  int32_t is_bf16, threads;
+};
+
+struct ls_linear_args {
+  const void* x;       // [rows, in], row stride x_stride
+  const void* weight;  // packed [out, in]
+  void* y;             // [rows, out], contiguous
+  int64_t rows, in, out, padded_out, x_stride;
+  int32_t is_bf16, threads;
+};
+
+struct ls_moe_args {
+  const void* x;               // [rows, hidden]
+  const int64_t* expert_ids;   // [rows, topk]
+  const float* expert_weights; // [rows, topk]
+  const void* const* gate_up;  // per expert: packed [2 * width, hidden]
+  const void* const* down;     // per expert: packed [hidden, width]
+  float* y;                    // [rows, hidden]
+  int64_t rows, hidden, width, experts, topk;
+  float alpha, limit;
+  int32_t is_bf16, threads;
+};
+
+struct ls_norm_args {
+  const void* x;
+  const void* weight;  // same dtype as x
+  void* y;             // contiguous
+  const float *cos, *sin;  // [rows, half], or null for a plain norm
+  int64_t rows, heads, dim, half, x_stride;
+  float eps;
+  int32_t is_bf16, threads;
+};
+
+struct ls_swiglu_args {
+  const void* gate_up;  // [rows, 2 * width]
+  void* y;              // [rows, width]
+  int64_t rows, width;
+  float alpha, limit;
+  int32_t is_bf16, threads;
+};
+}
+
+// One instruction set's kernels. 
+struct ls_kernels {
+  const char* name;
+  int (*select_blocks)(const ls_select_args&);
+  int (*attention)(const ls_attention_args&);
+  int (*append_kv)(const ls_append_args&);
+  int (*linear)(const ls_linear_args&);
+  int (*moe)(const ls_moe_args&);
+  int (*norm)(const ls_norm_args&);
+  int (*swiglu)(const ls_swiglu_args&);
+  double (*peak_flops)(int is_bf16, int threads, double seconds);
+  double (*stream_read)(const void* memory, size_t bytes, int threads);
+};

@@ -1,0 +1,93 @@
+// The exported functions: pick an instruction set once, hand the call over.
+#include <cstdlib>
+#include <cstring>
+
+#include "args.h"
+
+#define LS_DECLARE(ns)              \
+  namespace ns {                    \
+  extern const ls_kernels kernels;  \
+  }
+LS_DECLARE(ls_generic)
+#if defined(LS_X86)
+LS_DECLARE(ls_avx2)
+LS_DECLARE(ls_avx512)
+LS_DECLARE(ls_avx512_bf16)
+#endif
+
+namespace {
+
+struct Choice {
+  const ls_kernels* kernels;
+  bool usable;
+};
+
+// Best first.
+const Choice* choices(int* count) {
+  static const Choice list[] = {
+#if defined(LS_X86)
+      {&ls_avx512_bf16::kernels, bool(__builtin_cpu_supports("avx512bf16")) && bool(__builtin_cpu_supports("avx512vl")) &&
+                                     bool(__builtin_cpu_supports("avx512bw"))},
+      {&ls_avx512::kernels, bool(__builtin_cpu_supports("avx512f")) && bool(__builtin_cpu_supports("avx512vl")) &&
+                                bool(__builtin_cpu_supports("avx512bw")) && bool(__builtin_cpu_supports("avx512dq"))},
+      {&ls_avx2::kernels, bool(__builtin_cpu_supports("avx2")) && bool(__builtin_cpu_supports("fma"))},
+#endif
+      {&ls_generic::kernels, true},
+  };
+  *count = int(sizeof list / sizeof list[0]);
+  return list;
+}
+
+const ls_kernels* current = nullptr;
+
+const ls_kernels& chosen() {
+  if (!current) {
+    int n;
+    const Choice* list = choices(&n);
+    for (int i = 0; i < n && !current; i++)
+      if (list[i].usable) current = list[i].kernels;
+  }
+  return *current;
+}
+
+}  // namespace
+
+#define LS_EXPORT extern "C" __attribute__((visibility("default")))
+
+LS_EXPORT int ls_abi() { return 1; }
+LS_EXPORT const char* ls_isa() { return chosen().name; }
+
+// The i-th instruction set this machine can run, best first; null past the last.
+LS_EXPORT const char* ls_usable_isa(int i) {
+  int n;
+  const Choice* list = choices(&n);
+  for (int j = 0; j < n; j++)
+    if (list[j].usable && i-- == 0) return list[j].kernels->name;
+  return nullptr;
+}
+
+// 0, or 1 if `name` is unknown or cannot run here.
+LS_EXPORT int ls_use_isa(const char* name) {
+  int n;
+  const Choice* list = choices(&n);
+  for (int i = 0; i < n; i++)
+    if (list[i].usable && !strcmp(list[i].kernels->name, name)) {
+      current = list[i].kernels;
+      return 0;
+    }
+  return 1;
+}
+
+LS_EXPORT int ls_select_blocks(const ls_select_args* a) { return chosen().select_blocks(*a); }
+LS_EXPORT int ls_attention(const ls_attention_args* a) { return chosen().attention(*a); }
+LS_EXPORT int ls_append_kv(const ls_append_args* a) { return chosen().append_kv(*a); }
+LS_EXPORT int ls_linear(const ls_linear_args* a) { return chosen().linear(*a); }
+LS_EXPORT int ls_moe(const ls_moe_args* a) { return chosen().moe(*a); }
+LS_EXPORT int ls_norm(const ls_norm_args* a) { return chosen().norm(*a); }
+LS_EXPORT int ls_swiglu(const ls_swiglu_args* a) { return chosen().swiglu(*a); }
+LS_EXPORT double ls_peak_flops(int is_bf16, int threads, double seconds) {
+  return chosen().peak_flops(is_bf16, threads, seconds);
+}
+LS_EXPORT double ls_stream_read(const void* memory, size_t bytes, int threads) {
+  return chosen().stream_read(memory, bytes, threads);
+}

@@ -1,0 +1,3 @@
+#define LS_NS ls_generic
+#define LS_NAME "generic"
+#include "isa.inc"

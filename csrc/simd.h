@@ -1,0 +1,182 @@
+// The vector unit, as the kernels see it: one native register of VL floats and a dozen operations on it.
+//
+// Each instruction set is one translation unit (see isa_*.cpp) that defines LS_NS and is compiled with its own flags; all
+// code lives in that namespace, so that no symbol of one instruction set can be linked into another.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define LS_INLINE inline __attribute__((always_inline))
+#define LS_NOINLINE __attribute__((noinline))
+
+namespace LS_NS {
+
+// MR x NV is the register tile: MR * NV accumulators, NV vectors of B and one broadcast of A must fit the register file.
+#if defined(__AVX512F__)
+constexpr int VL = 16, MR = 6, NV_MAX = 4;
+#elif defined(__AVX2__)
+constexpr int VL = 8, MR = 4, NV_MAX = 2;
+#else
+constexpr int VL = 4, MR = 2, NV_MAX = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(4 * VL)));
+typedef int32_t vi __attribute__((vector_size(4 * VL)));
+typedef uint32_t vu __attribute__((vector_size(4 * VL)));
+
+constexpr float NEG_INF = -std::numeric_limits<float>::infinity();
+
+struct bf16 {
+  uint16_t bits;
+};
+
+LS_INLINE float to_float(float x) { return x; }
+LS_INLINE float to_float(bf16 x) {
+  uint32_t u = uint32_t(x.bits) << 16;
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+LS_INLINE void store_as(float* p, float x) { *p = x; }
+LS_INLINE void store_as(bf16* p, float x) {  // round to nearest even; NaN stays NaN
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  p->bits = x != x ? uint16_t((u >> 16) | 0x40) : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+LS_INLINE vf load(const float* p) {
+  vf r;
+  memcpy(&r, p, sizeof r);
+  return r;
+}
+LS_INLINE vu load_lanes(const uint32_t* p) {
+  vu r;
+  memcpy(&r, p, sizeof r);
+  return r;
+}
+LS_INLINE void store(float* p, vf x) { memcpy(p, &x, sizeof x); }
+
+LS_INLINE vf set1(float x) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_set1_ps(x);
+#elif defined(__AVX2__)
+  return (vf)_mm256_set1_ps(x);
+#else
+  return vf{x, x, x, x};
+#endif
+}
+LS_INLINE vu set1_lane(uint32_t x) {
+#if defined(__AVX512F__)
+  return (vu)_mm512_set1_epi32(int(x));
+#elif defined(__AVX2__)
+  return (vu)_mm256_set1_epi32(int(x));
+#else
+  return vu{x, x, x, x};
+#endif
+}
+LS_INLINE vf vmax(vf a, vf b) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+LS_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }  // contracted where the machine has it
+
+LS_INLINE float hmax(vf x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)x);
+#else
+  float m = x[0];
+  for (int i = 1; i < VL; i++) m = x[i] > m ? x[i] : m;
+  return m;
+#endif
+}
+LS_INLINE float hsum(vf x) {  // a fixed tree: the same bits every time
+  float lane[VL];
+  store(lane, x);
+  for (int width = VL / 2; width >= 1; width /= 2)
+    for (int i = 0; i < width; i++) lane[i] += lane[i + width];
+  return lane[0];
+}
+
+// 2^x for x <= 0 (and exactly 0 at -inf, 1 at 0). Minimax polynomials of 2^r on [0, 1]
+// with p(0) = 1: degree 4 errs by 3e-6 relative, enough beside bf16; degree 6 by less than fp32 rounding.
+template <bool PRECISE>
+LS_INLINE vf exp2_nonpositive(vf x) {
+#if defined(__AVX512F__)
+  const vf f = (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#else
+  const vf low = set1(-127.0f);
+  const vf clamped = vmax(x, low);
+  const vi whole = __builtin_convertvector(clamped, vi);  // truncates; inputs are <= 0 up to rounding
+  vf f = __builtin_convertvector(whole, vf);
+  f = f > clamped ? f - 1.0f : f;
+#endif
+#if defined(__AVX512F__)
+  vf r = x - f;  // NaN at -inf only, where scalef below is replaced by zero
+#else
+  vf r = clamped - f;
+#endif
+  vf p;
+  if (PRECISE) {
+    p = set1(2.161292120e-04f);
+    p = fma(p, r, set1(1.246784478e-03f));
+    p = fma(p, r, set1(9.675451730e-03f));
+    p = fma(p, r, set1(5.548528055e-02f));
+    p = fma(p, r, set1(2.402293056e-01f));
+    p = fma(p, r, set1(6.931470444e-01f));
+  } else {
+    p = set1(1.342668976e-02f);
+    p = fma(p, r, set1(5.224246520e-02f));
+    p = fma(p, r, set1(2.412802091e-01f));
+    p = fma(p, r, set1(6.930448443e-01f));
+  }
+  p = fma(p, r, set1(1.0f));
+#if defined(__AVX512F__)
+  const __mmask16 finite = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_GE_OQ);
+  return (vf)_mm512_maskz_scalef_ps(finite, (__m512)p, (__m512)f);
+#else
+  const vi exponent = (__builtin_convertvector(f, vi) + 127) << 23;
+  const vf scaled = p * (vf)exponent;
+  return x >= -126.0f ? scaled : vf{};
+#endif
+}
+
+LS_INLINE float exp2_nonpositive(float x) { return exp2_nonpositive<true>(set1(x))[0]; }
+
+LS_INLINE void store_row(float* p, vf x) { store(p, x); }
+LS_INLINE void store_row(bf16* p, vf x) {
+#if defined(__AVX512BF16__)
+  const __m256bh h = _mm512_cvtneps_pbh((__m512)x);
+  memcpy(p, &h, 32);
+#else
+  float lane[VL];
+  store(lane, x);
+  for (int i = 0; i < VL; i++) store_as(p + i, lane[i]);
+#endif
+}
+LS_INLINE vf load_row(const float* p) { return load(p); }
+LS_INLINE vf load_row(const bf16* p) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+#elif defined(__AVX2__)
+  return (vf)_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+#else
+  vf r;
+  for (int i = 0; i < VL; i++) r[i] = to_float(p[i]);
+  return r;
+#endif
+}
+
+}  // namespace LS_NS

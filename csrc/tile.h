@@ -1,0 +1,204 @@
+// C[m, n] (+)= sum_k A[m, k] * B[n, k]: the one inner loop under every kernel.
+//
+// A is row-major; B is packed in strips (ops/layout.py): one step reads the strip's W lanes of 32 bits, each an fp32 value or
+// a pair of bf16 values along k. Each C element is summed along k in order, whatever tile it is computed in: results do not
+// depend on how rows are grouped, and that is what makes prefill, chunked prefill and decode agree to the bit.
+#pragma once
+
+#include "simd.h"
+
+namespace LS_NS {
+
+// How A is fed: with native bf16 dot products as stored pairs, otherwise widened to fp32 once, before the loop.
+template <class T>
+struct Operand {
+  using A = float;
+  static constexpr int PER_LANE = 1;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct Operand<bf16> {
+  using A = bf16;
+  static constexpr int PER_LANE = 2;
+};
+#else
+template <>
+struct Operand<bf16> {
+  using A = float;
+  static constexpr int PER_LANE = 2;
+};
+#endif
+template <class T>
+using A_of = typename Operand<T>::A;
+template <class T>
+constexpr int PER_LANE = Operand<T>::PER_LANE;
+
+enum class Out {
+  Store,       // C = sum
+  Accumulate,  // C = C + sum, the sum starting from C
+  MaxFirst,    // M[m, lane] = max over the tile's vectors
+  Max,         // M[m, lane] = max of that and M
+};
+
+// `prefetch`, if not null: two cache lines from there per step, towards L2 (main memory is 100 ns away; HW prefetchers
+// do not follow a selection).
+template <class T, int ROWS, int NV, Out OUT, bool PREFETCH>
+LS_NOINLINE void tile(const A_of<T>* a, size_t lda, const uint32_t* b, size_t ldb, int steps, float* c, size_t ldc,
+                      const char* prefetch) {
+  vf acc[ROWS][NV];
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+    for (int n = 0; n < NV; n++) acc[r][n] = OUT == Out::Accumulate ? load(c + r * ldc + n * VL) : vf{};
+
+  for (int s = 0; s < steps; s++, b += ldb) {
+    if (PREFETCH) {
+      __builtin_prefetch(prefetch + size_t(s) * 128, 0, 2);
+      __builtin_prefetch(prefetch + size_t(s) * 128 + 64, 0, 2);
+    }
+    if constexpr (PER_LANE<T> == 1) {
+      vf bv[NV];
+#pragma GCC unroll 8
+      for (int n = 0; n < NV; n++) bv[n] = load((const float*)b + n * VL);
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; r++) {
+        const vf av = set1(((const float*)a)[r * lda + s]);
+#pragma GCC unroll 8
+        for (int n = 0; n < NV; n++) acc[r][n] = fma(av, bv[n], acc[r][n]);
+      }
+    } else {
+#if defined(__AVX512BF16__)
+      vu bv[NV];
+#pragma GCC unroll 8
+      for (int n = 0; n < NV; n++) bv[n] = load_lanes(b + n * VL);
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; r++) {
+        uint32_t pair;
+        memcpy(&pair, (const char*)a + (r * lda + 2 * size_t(s)) * 2, 4);
+        const vu av = set1_lane(pair);
+        // As an intrinsic, gcc 12 spills every accumulator in every step; as a statement it keeps them in registers.
+#pragma GCC unroll 8
+        for (int n = 0; n < NV; n++) asm("vdpbf16ps %2, %1, %0" : "+v"(acc[r][n]) : "v"(bv[n]), "v"(av));
+      }
+#else
+      vf even[NV], odd[NV];
+#pragma GCC unroll 8
+      for (int n = 0; n < NV; n++) {
+        const vu lanes = load_lanes(b + n * VL);
+        even[n] = (vf)(lanes << 16);
+        odd[n] = (vf)(lanes & 0xffff0000u);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; r++) {
+        const float* row = (const float*)a + r * lda + 2 * size_t(s);
+        const vf a0 = set1(row[0]), a1 = set1(row[1]);
+#pragma GCC unroll 8
+        for (int n = 0; n < NV; n++) acc[r][n] = fma(a1, odd[n], fma(a0, even[n], acc[r][n]));
+      }
+#endif
+    }
+  }
+
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; r++) {
+    if (OUT == Out::Store || OUT == Out::Accumulate) {
+#pragma GCC unroll 8
+      for (int n = 0; n < NV; n++) store(c + r * ldc + n * VL, acc[r][n]);
+    } else {
+      vf m = acc[r][0];
+#pragma GCC unroll 8
+      for (int n = 1; n < NV; n++) m = vmax(m, acc[r][n]);
+      if (OUT == Out::Max) m = vmax(m, load(c + r * ldc));
+      store(c + r * ldc, m);
+    }
+  }
+}
+
+// Lines still to be fetched for the next block, handed out to the tiles as they run.
+struct Prefetch {
+  const char* at = nullptr;
+  const char* end = nullptr;
+  const char* then_at = nullptr;  // a second range, after the first
+  const char* then_end = nullptr;
+
+  LS_INLINE const char* take(size_t bytes) {
+    if (at >= end) {
+      at = then_at;
+      end = then_end;
+      then_at = then_end = nullptr;
+      if (at >= end) return nullptr;
+    }
+    const char* p = at;
+    at += bytes;
+    return p;
+  }
+};
+
+template <class T, int NV, Out OUT>
+LS_INLINE void rows_by_tile(const A_of<T>* a, size_t lda, int rows, const uint32_t* b, size_t ldb, int steps, float* c,
+                            size_t ldc, Prefetch* prefetch) {
+  constexpr bool CAN_PREFETCH = OUT == Out::Store || OUT == Out::Accumulate;
+  int r = 0;
+  for (; r + MR <= rows; r += MR) {
+    const char* p = CAN_PREFETCH && prefetch ? prefetch->take(size_t(steps) * 128) : nullptr;
+    if (CAN_PREFETCH && p)
+      tile<T, MR, NV, OUT, CAN_PREFETCH>(a + r * lda, lda, b, ldb, steps, c + r * ldc, ldc, p);
+    else
+      tile<T, MR, NV, OUT, false>(a + r * lda, lda, b, ldb, steps, c + r * ldc, ldc, nullptr);
+  }
+  a += r * lda;
+  c += r * ldc;
+  switch (rows - r) {
+#define LS_REST(N)                                                                                              \
+  case N:                                                                                                       \
+    if constexpr (N < MR) {                                                                                     \
+      const char* p = CAN_PREFETCH && prefetch ? prefetch->take(size_t(steps) * 128) : nullptr;                 \
+      if (CAN_PREFETCH && p)                                                                                    \
+        tile<T, N, NV, OUT, CAN_PREFETCH>(a, lda, b, ldb, steps, c, ldc, p);                                    \
+      else                                                                                                      \
+        tile<T, N, NV, OUT, false>(a, lda, b, ldb, steps, c, ldc, nullptr);                                     \
+    }                                                                                                           \
+    break;
+    LS_REST(1) LS_REST(2) LS_REST(3) LS_REST(4) LS_REST(5)
+#undef LS_REST
+    default:
+      break;
+  }
+}
+
+// One strip of `width` packed rows against `rows` rows of A. For Max*, c is [rows, VL] and every column folds into it.
+template <class T, Out OUT>
+LS_INLINE void strip(const A_of<T>* a, size_t lda, int rows, const uint32_t* b, int width, int steps, float* c,
+                     size_t ldc, Prefetch* prefetch = nullptr) {
+  constexpr Out REST = OUT == Out::MaxFirst ? Out::Max : OUT;
+  constexpr bool FOLD = OUT == Out::MaxFirst || OUT == Out::Max;
+  constexpr int COLUMNS = NV_MAX * VL;
+  if (width >= COLUMNS) {
+    rows_by_tile<T, NV_MAX, OUT>(a, lda, rows, b, width, steps, c, ldc, prefetch);
+    for (int col = COLUMNS; col < width; col += COLUMNS)
+      rows_by_tile<T, NV_MAX, REST>(a, lda, rows, b + col, width, steps, FOLD ? c : c + col, ldc, prefetch);
+  } else if (width == 2 * VL) {
+    rows_by_tile<T, 2, OUT>(a, lda, rows, b, width, steps, c, ldc, prefetch);
+  } else {
+    rows_by_tile<T, 1, OUT>(a, lda, rows, b, width, steps, c, ldc, prefetch);
+  }
+}
+
+LS_INLINE int strip_width(int n) { return n % 64 == 0 ? 64 : n % 32 == 0 ? 32 : 16; }
+
+// Rows of A as the tile wants them: in place when the storage type feeds the instruction, else widened into `scratch`.
+template <class T>
+LS_INLINE const A_of<T>* operand_rows(const T* x, size_t ldx, int rows, int k, A_of<T>* scratch, size_t* lda) {
+  if constexpr (sizeof(A_of<T>) == sizeof(T)) {
+    (void)rows, (void)k, (void)scratch;
+    *lda = ldx;
+    return (const A_of<T>*)x;
+  } else {
+    for (int r = 0; r < rows; r++)
+      for (int i = 0; i < k; i += VL) store((float*)scratch + size_t(r) * k + i, load_row(x + r * ldx + i));
+    *lda = k;
+    return scratch;
+  }
+}
+
+}  // namespace LS_NS

@@ -1,0 +1,293 @@
+"""Loads the compiled kernels and describes their C interface (csrc/args.h) to ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from longsight.ops.errors import BackendUnavailableError, UnsupportedError
+
+LIBRARY = "liblongsight_kernels.so"
+OUT_OF_MEMORY, BAD_SELECTION = 1, 2  # csrc/args.h
+ABI = 1  # ls_abi() of the library this file describes
+
+
+class BatchArgs(Structure):
+    _fields_ = (
+        ("cu_seqlens", c_void_p),
+        ("kv_lens", c_void_p),
+        ("block_table", c_void_p),
+        ("sequences", c_int64),
+        ("max_blocks", c_int64),
+    )
+
+
+class SelectArgs(Structure):
+    _fields_ = (
+        ("index_q", c_void_p),
+        ("index_k", c_void_p),
+        ("ids", c_void_p),
+        ("batch", BatchArgs),
+        ("groups", c_int64),
+        ("dim", c_int64),
+        ("block", c_int64),
+        ("topk", c_int64),
+        ("local_blocks", c_int64),
+        ("init_blocks", c_int64),
+        ("is_bf16", c_int32),
+        ("threads", c_int32),
+    )
+
+
+class AttentionArgs(Structure):
+    _fields_ = (
+        ("q", c_void_p),
+        ("k", c_void_p),
+        ("v", c_void_p),
+        ("ids", c_void_p),
+        ("out", c_void_p),
+        ("lse", c_void_p),
+        ("batch", BatchArgs),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("dim", c_int64),
+        ("block", c_int64),
+        ("topk", c_int64),
+        ("scale", c_float),
+        ("is_bf16", c_int32),
+        ("threads", c_int32),
+    )
+
+
+class AppendArgs(Structure):
+    _fields_ = (
+        ("k", c_void_p),
+        ("v", c_void_p),
+        ("index_k", c_void_p),
+        ("k_pages", c_void_p),
+        ("v_pages", c_void_p),
+        ("index_pages", c_void_p),
+        ("batch", BatchArgs),
+        ("kv_heads", c_int64),
+        ("dim", c_int64),
+        ("index_dim", c_int64),
+        ("block", c_int64),
+        ("k_stride", c_int64),
+        ("v_stride", c_int64),
+        ("index_stride", c_int64),
+        ("is_bf16", c_int32),
+        ("threads", c_int32),
+    )
+
+
+class LinearArgs(Structure):
+    _fields_ = (
+        ("x", c_void_p),
+        ("weight", c_void_p),
+        ("y", c_void_p),
+        ("rows", c_int64),
+        ("in_features", c_int64),
+        ("out_features", c_int64),
+        ("padded_out", c_int64),
+        ("x_stride", c_int64),
+        ("is_bf16", c_int32),
+        ("threads", c_int32),
+    )
+
+
+class MoeArgs(Structure):
+    _fields_ = (
+        ("x", c_void_p),
+        ("expert_ids", c_void_p),
+        ("expert_weights", c_void_p),
+        ("gate_up", c_void_p),
+        ("down", c_void_p),
+        ("y", c_void_p),
+        ("rows", c_int64),
+        ("hidden", c_int64),
+        ("width", c_int64),
+        ("experts", c_int64),
+        ("topk", c_int64),
+        ("alpha", c_float),
+        ("limit", c_float),
+        ("is_bf16", c_int32),
+        ("threads", c_int32),
+    )
+
+
+class NormArgs(Structure):
+    _fields_ = (
+        ("x", c_void_p),
+        ("weight", c_void_p),
+        ("y", c_void_p),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("rows", c_int64),
+        ("heads", c_int64),
+        ("dim", c_int64),
+        ("half", c_int64),
+        ("x_stride", c_int64),
+        ("eps", c_float),
+        ("is_bf16", c_int32),
+        ("threads", c_int32),
+    )
+
+
+class SwigluArgs(Structure):
+    _fields_ = (
+        ("gate_up", c_void_p),
+        ("y", c_void_p),
+        ("rows", c_int64),
+        ("width", c_int64),
+        ("alpha", c_float),
+        ("limit", c_float),
+        ("is_bf16", c_int32),
+        ("threads", c_int32),
+    )
+
+
+CALLS = {
+    "ls_select_blocks": SelectArgs,
+    "ls_attention": AttentionArgs,
+    "ls_append_kv": AppendArgs,
+    "ls_linear": LinearArgs,
+    "ls_moe": MoeArgs,
+    "ls_norm": NormArgs,
+    "ls_swiglu": SwigluArgs,
+}
+
+
+def library_path() -> Path:
+    """LONGSIGHT_KERNELS if set, else the library that was built with the package."""
+    override = os.environ.get("LONGSIGHT_KERNELS")
+    if override:
+        return Path(override)
+    import longsight.ops
+
+    # An editable install keeps sources and built files apart; both folders are on the package's path.
+    candidates = [Path(folder) / LIBRARY for folder in longsight.ops.__path__]
+    return next((path for path in candidates if path.exists()), candidates[0])
+
+
+@cache
+def _load() -> ctypes.CDLL | str:
+    """The library, or the reason why there is none."""
+    path = library_path()
+    if not path.exists():
+        return (
+            f"{path} does not exist: the C++ compile failed or was skipped; "
+            "reinstall with LONGSIGHT_REQUIRE_KERNELS=1 to see why"
+        )
+    try:
+        _share_openmp()
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return f"{path} cannot be loaded: {error}"
+    if library.ls_abi() != ABI:
+        return f"{path} has interface version {library.ls_abi()}, this package needs {ABI}: rebuild it"
+    for name, struct in CALLS.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = (POINTER(struct),), c_int
+    library.ls_isa.restype = library.ls_usable_isa.restype = c_char_p
+    library.ls_usable_isa.argtypes, library.ls_use_isa.argtypes = (c_int,), (c_char_p,)
+    library.ls_peak_flops.argtypes, library.ls_peak_flops.restype = (c_int, c_int, c_double), c_double
+    library.ls_stream_read.argtypes, library.ls_stream_read.restype = (c_void_p, c_size_t, c_int), c_double
+    asked = os.environ.get("LONGSIGHT_CPU_ISA")
+    if asked and library.ls_use_isa(asked.encode()):
+        return f"LONGSIGHT_CPU_ISA={asked} is unknown or cannot run here; usable: {', '.join(_usable(library))}"
+    return library
+
+
+def _share_openmp() -> None:
+    """Make the OpenMP runtime that torch loaded visible to the kernels, so that both use one pool of threads."""
+    loaded = Path("/proc/self/maps")
+    paths = (
+        {line.split()[-1] for line in loaded.read_text().splitlines() if "omp" in line} if loaded.exists() else set()
+    )
+    runtimes = sorted(path for path in paths if Path(path).name.startswith(("libgomp", "libiomp", "libomp")))
+    runtime = runtimes[0] if runtimes else ctypes.util.find_library("gomp")
+    if runtime is None:
+        raise OSError("no OpenMP runtime (libgomp) found; install it or a torch that brings one")
+    ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
+
+
+def _usable(library: ctypes.CDLL) -> list[str]:
+    names: list[str] = []
+    while (name := library.ls_usable_isa(len(names))) is not None:
+        names.append(name.decode())
+    return names
+
+
+def library() -> ctypes.CDLL:
+    """The loaded library. Raises BackendUnavailableError with the reason if there is none."""
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise BackendUnavailableError(loaded)
+    return loaded
+
+
+def unavailable_reason() -> str | None:
+    loaded = _load()
+    return loaded if isinstance(loaded, str) else None
+
+
+def isa() -> str:
+    """The instruction set in use: avx512_bf16, avx512, avx2 or generic."""
+    return str(library().ls_isa().decode())
+
+
+def usable_isas() -> list[str]:
+    """The instruction sets this machine can run, best first."""
+    return _usable(library())
+
+
+def use_isa(name: str) -> None:
+    """Switch the instruction set of this process (the environment's LONGSIGHT_CPU_ISA does it at start)."""
+    if library().ls_use_isa(name.encode()):
+        raise UnsupportedError(f"instruction set {name!r} cannot run here; usable: {', '.join(usable_isas())}")
+
+
+def call(name: str, args: Structure) -> None:
+    """Run a kernel; the GIL is released meanwhile.
+
+    Raises MemoryError when its workspace cannot be had, UnsupportedError for a selection that breaks the contract.
+    """
+    status = getattr(library(), name)(args)
+    if status == OUT_OF_MEMORY:
+        raise MemoryError(f"{name}: out of memory for the kernel's workspace")
+    if status == BAD_SELECTION:
+        raise UnsupportedError("block ids must ascend, end in -1 padding and never pass the row's own block")
+
+
+def peak_bf16_flops(threads: int | None = None, seconds: float = 0.2) -> float:
+    """Measured FLOP/s of the bf16 dot-product instruction (of fp32 FMA where there is none), registers only."""
+    return float(library().ls_peak_flops(1, threads or torch.get_num_threads(), seconds))
+
+
+def stream_read_bandwidth(size: int = 1 << 30, threads: int | None = None, repeats: int = 5) -> float:
+    """Measured bytes per second of a plain sequential read of `size` bytes, best of `repeats`."""
+    memory = torch.empty(size, dtype=torch.uint8)
+    advise_huge_pages(memory)
+    memory.fill_(1)
+    seconds = [
+        library().ls_stream_read(memory.data_ptr(), size, threads or torch.get_num_threads()) for _ in range(repeats)
+    ]
+    return float(size / min(seconds))
+
+
+def advise_huge_pages(tensor: torch.Tensor) -> None:
+    """Ask for 2 MiB pages under a large tensor, which speed up the scan of index keys. Best effort, Linux only."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "madvise"):
+        return
+    page, huge, madv_hugepage = 4096, 2 << 20, 14
+    start = -(-tensor.data_ptr() // page) * page
+    length = tensor.data_ptr() + tensor.nbytes - start
+    if length >= huge:
+        libc.madvise(c_void_p(start), c_size_t(length // page * page), madv_hugepage)
