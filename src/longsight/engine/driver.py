@@ -1,0 +1,150 @@
+"""The engine on a thread of its own: any thread submits and cancels, updates arrive in the asyncio loop that asked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from longsight.engine.engine import Engine
+from longsight.engine.errors import EngineStoppedError, QueueFullError
+from longsight.engine.request import Request, Update
+
+log = logging.getLogger("longsight")
+
+
+@dataclass(eq=False)
+class Stream:
+    """The updates of one or more requests, in the order they happen; ends when all have ended.
+
+    Leaving it early must be followed by `close`, which cancels what still runs. Belongs to the loop that made it.
+    """
+
+    driver: EngineDriver
+    requests: Sequence[Request]
+    _loop: asyncio.AbstractEventLoop
+    _queue: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
+
+    async def __aiter__(self) -> AsyncIterator[Update]:
+        unfinished = len(self.requests)
+        while unfinished:
+            update = await self._queue.get()
+            unfinished -= update.finish_reason is not None
+            yield update
+
+    def close(self) -> None:
+        self.driver.cancel(self.requests)
+
+    def deliver(self, update: Update) -> None:
+        """Called on the engine's thread. A loop that has gone away has no reader left."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, update)
+
+
+@dataclass(frozen=True, slots=True)
+class DriverStats:
+    running: int
+    waiting: int
+    pages_used: int
+    pages_total: int
+    alive: bool
+
+
+class EngineDriver:
+    """Runs an Engine's steps on a background thread until `close`.
+
+    max_queue: requests that may wait for pages or a slot before more are refused with QueueFullError.
+    """
+
+    def __init__(self, engine: Engine, *, max_queue: int = 256) -> None:
+        self.engine, self.max_queue = engine, max_queue
+        self._inbox: deque[tuple[str, Request]] = deque()
+        self._streams: dict[Request, Stream] = {}
+        self._wake = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="longsight-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, requests: Sequence[Request]) -> Stream:
+        """Queue requests, all or none, from a running event loop. Raises what Engine.check raises, QueueFullError,
+        or EngineStoppedError."""
+        for request in requests:
+            self.engine.check(request)
+        stream = Stream(self, requests, asyncio.get_running_loop())
+        with self._wake:
+            if self._closing or not self._thread.is_alive():
+                raise EngineStoppedError("the engine has stopped and takes no more requests")
+            waiting = len(self.engine.scheduler.waiting) + sum(kind == "add" for kind, _ in self._inbox)
+            if waiting + len(requests) > self.max_queue:
+                raise QueueFullError(waiting, self.max_queue)
+            for request in requests:
+                self._streams[request] = stream
+                self._inbox.append(("add", request))
+            self._wake.notify()
+        return stream
+
+    def cancel(self, requests: Sequence[Request]) -> None:
+        """End requests and free their pages when the step under way is over. Those that have ended are left alone."""
+        with self._wake:
+            for request in requests:
+                if self._streams.pop(request, None) is not None:
+                    self._inbox.append(("cancel", request))
+            self._wake.notify()
+
+    def stats(self) -> DriverStats:
+        scheduler, pages = self.engine.scheduler, self.engine.pages
+        return DriverStats(
+            len(scheduler.running), len(scheduler.waiting), pages.used, pages.total, self._thread.is_alive()
+        )
+
+    def close(self, timeout: float | None = None) -> None:
+        """Stop after the step under way, end what still runs with EngineStoppedError, and wait for the thread."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        try:
+            while self._take_inbox():
+                for update in self.engine.step():
+                    self._deliver(update)
+        except Exception:
+            log.exception("the engine's thread ends on a defect")
+        finally:
+            self._end_all()
+
+    def _take_inbox(self) -> bool:
+        """Wait for something to do, and do what was asked for between steps. False: time to stop."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._inbox or self._closing or self.engine.has_work)
+            commands, self._inbox = self._inbox, deque()
+            closing = self._closing
+        for kind, request in commands:
+            if kind == "cancel":
+                self.engine.cancel(request)
+            else:
+                self.engine.add(request)
+        return not closing
+
+    def _deliver(self, update: Update) -> None:
+        with self._wake:
+            stream = self._streams.get(update.request)
+            if stream is not None and update.finish_reason is not None:
+                del self._streams[update.request]
+        if stream is not None:
+            stream.deliver(update)
+
+    def _end_all(self) -> None:
+        with self._wake:
+            self._closing = True
+            streams, self._streams = self._streams, {}
+        error = EngineStoppedError("the engine has stopped")
+        for request in list(self.engine.scheduler.live()):
+            self.engine.cancel(request)
+        for request, stream in streams.items():
+            stream.deliver(Update(request, finish_reason="error", error=error))

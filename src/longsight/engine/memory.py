@@ -1,0 +1,69 @@
+"""How many pages there are: exact accounting of bytes, and what the machine has to give."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from longsight.engine.errors import EngineConfigError
+
+# What a step needs besides weights and pages, whatever the context: the promise that tests and benches check.
+WORKSPACE_BYTES = 512 * 2**20
+
+
+def plan_pages(
+    *,
+    page_bytes: int,
+    block_size: int,
+    context_limit: int,
+    max_model_len: int | None,
+    kv_bytes: int | None,
+    available: int,
+) -> tuple[int, int]:
+    """(pages, max_model_len) from what was asked for and what there is.
+
+    kv_bytes buys kv_bytes // page_bytes pages; None takes what one request of max_model_len tokens needs, within
+    `available` bytes less the workspace. max_model_len None means the model's limit, or what the pages hold if that is
+    less. A demand that can't be met raises EngineConfigError with the numbers.
+    """
+    if max_model_len is not None and not 2 <= max_model_len <= context_limit:
+        raise EngineConfigError(f"max_model_len is {max_model_len}; this model accepts 2 to {context_limit}")
+    wanted = -(-(max_model_len or context_limit) // block_size)
+    if kv_bytes is not None:
+        pages = kv_bytes // page_bytes
+        source = f"the {kv_bytes} bytes given for the cache"
+    else:
+        pages = min(wanted, max(available - WORKSPACE_BYTES, 0) // page_bytes)
+        source = f"{available} bytes of free memory, less {WORKSPACE_BYTES} for the work itself,"
+    if pages < 1 or (max_model_len is not None and pages < wanted):
+        needed = wanted if max_model_len is not None else 1
+        raise EngineConfigError(
+            f"{source} hold {pages} pages of {page_bytes} bytes; "
+            f"{needed} are needed ({needed * page_bytes} bytes, {needed * block_size} tokens)"
+        )
+    return pages, max_model_len or min(context_limit, pages * block_size)
+
+
+def available_bytes() -> int:
+    """Bytes this process may still take: free memory of the machine or of its control group, whichever is less."""
+    candidates = [_machine_free()]
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            candidates.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):
+            continue  # not Linux, no such controller, or "max"
+    return max(min(candidates), 0)
+
+
+def _machine_free() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    # No such file outside Linux: half of all memory is a fair guess at what is free.
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

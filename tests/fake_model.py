@@ -1,0 +1,94 @@
+"""A stand-in for the network whose next token is a function of the whole context as read through the pages.
+
+A page mixed up, a row lost or a neighbour's token seen changes every token that follows, so engine tests can compare
+whole answers with `expected_output`, which needs no engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from longsight.ops import Batch
+
+BLOCK = 16
+VOCAB = 251
+EOS = 250
+
+
+@dataclass
+class FakeConfig:
+    vocab_size: int = VOCAB
+    block_size: int = BLOCK
+    max_position_embeddings: int = 4096
+    eos_token_ids: tuple[int, ...] = (EOS,)
+
+    def page_bytes(self, dtype: torch.dtype | None = None) -> int:
+        return BLOCK * 8
+
+
+@dataclass
+class FakeModel:
+    """seconds: how long a forward pass takes (asleep, as compiled kernels are for the interpreter). before: called with
+    the step's token ids first, and may raise."""
+
+    config: FakeConfig = field(default_factory=FakeConfig)
+    dtype: torch.dtype = torch.float32
+    seconds: float = 0.0
+    before: Callable[[list[int]], None] | None = None
+    backend: str = "fake"
+    backend_reason: str = "a test"
+    weight_bytes: int = 0
+
+    def allocate_cache(self, pages: int) -> list[Tensor]:
+        return [torch.full((pages, BLOCK), -(10**9), dtype=torch.long)]  # poison: any stale slot read shows
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        batch: Batch,
+        cache: Sequence[Tensor],
+        *,
+        logit_rows: Tensor | None = None,
+        on_select: Callable[[int, Tensor], Tensor | None] | None = None,
+    ) -> Tensor:
+        if self.before is not None:
+            self.before(token_ids.tolist())
+        if self.seconds:
+            time.sleep(self.seconds)
+        pages = cache[0]
+        positions, owners = batch.positions.long(), batch.row_sequence.long()
+        pages[batch.block_table[owners, positions // BLOCK].long(), positions % BLOCK] = token_ids
+        if on_select is not None:
+            for layer in (1, 2):
+                on_select(layer, torch.stack([positions // BLOCK, torch.full_like(positions, -1)], -1)[:, None].int())
+        rows = range(len(token_ids)) if logit_rows is None else logit_rows.tolist()
+        logits = torch.zeros(len(rows), self.config.vocab_size)
+        for i, row in enumerate(rows):
+            length = int(positions[row]) + 1
+            table = batch.block_table[owners[row], : -(-length // BLOCK)].long()
+            logits[i, next_token(pages[table].flatten()[:length].tolist())] = 5.0
+        return logits
+
+
+def next_token(context: Sequence[int]) -> int:
+    """Never EOS by itself; the same whatever way the context was cut into chunks."""
+    return sum((i % 7 + 1) * token for i, token in enumerate(context)) % EOS
+
+
+def expected_output(prompt: Sequence[int], tokens: int) -> list[int]:
+    context = list(prompt)
+    for _ in range(tokens):
+        context.append(next_token(context))
+    return context[len(prompt) :]
+
+
+class ByteDecoder:
+    """Token id = byte, as in the constructed checkpoint."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
