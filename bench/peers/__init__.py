@@ -1,0 +1,1 @@
+"""The other implementations that the benches run beside ours."""
