@@ -171,9 +171,7 @@ struct Attention {
   }
 
   Prefetch lookahead(int32_t page_id, long kv_head) const {
-    const char *k = (const char*)page(a.k, page_id, kv_head), *v = (const char*)page(a.v, page_id, kv_head);
-    const size_t bytes = page_elements() * sizeof(T);
-    return Prefetch{k, k + bytes, v, v + bytes};
+    return Prefetch(page(a.k, page_id, kv_head), page(a.v, page_id, kv_head), page_elements() * sizeof(T));
   }
 
   int sparse_tile(const Tile& t, long kv_head) const {
@@ -202,7 +200,7 @@ struct Attention {
         if (id == now) id = c + 1 < a.topk ? list[c + 1] : -1;
         if (id >= 0 && id < next) next = id;
       }
-      Prefetch ahead = next == END ? Prefetch{} : lookahead(pages[next], kv_head);
+      Prefetch ahead = next == END ? Prefetch() : lookahead(pages[next], kv_head);
       for (int i = 0; i < t.tokens;) {
         if (head(i) != now) {
           i++;
@@ -228,7 +226,7 @@ struct Attention {
   void dense_blocks(const Tile& t, const Work& w, long kv_head, long b0, long b1) const {
     const int32_t* pages = a.batch.block_table + t.sequence * a.batch.max_blocks;
     for (long b = b0; b < b1; b++) {
-      Prefetch ahead = b + 1 < b1 ? lookahead(pages[b + 1], kv_head) : Prefetch{};
+      Prefetch ahead = b + 1 < b1 ? lookahead(pages[b + 1], kv_head) : Prefetch();
       const long first_seeing = b * block - t.position, first_full = first_seeing + block - 1;  // token offsets
       const int full = int(first_full < 0 ? 0 : first_full > t.tokens ? t.tokens : first_full);
       if (full < t.tokens) run(w, full, t.tokens, pages[b], kv_head, block, &ahead);

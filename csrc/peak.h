@@ -11,48 +11,61 @@ inline double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// FLOP/s (FMA = 2) of `threads` threads over `seconds` seconds of the multiply-accumulate the kernels use.
-inline double peak_flops([[maybe_unused]] int is_bf16, int threads, double seconds) {
-  constexpr int CHAINS = 10, ROUND = 20000;
-  const double started = seconds_now();
-  double flops = 0, lane = 0;
-  parallel_for(threads, threads, [&](long) -> int {
-    vf acc[CHAINS];
-    vf x = set1(1e-3f), y = set1(1e-3f);
-    for (int i = 0; i < CHAINS; i++) acc[i] = set1(float(i));
-    double done = 0;
-    while (seconds_now() - started < seconds) {
-      for (int n = 0; n < ROUND; n++) {
+// `rounds` x CHAINS independent multiply-accumulates, starting from fresh zeros (as a tile does); returns a lane of each so
+// that none is dropped. Both operands are 0x3f803f80, two bf16 ones.
+constexpr int CHAINS = VL == 16 ? 24 : 12;
+
+template <bool BF16>
+LS_NOINLINE float spin(int rounds) {
+  vf acc[CHAINS];
+#pragma GCC unroll 24
+  for (int i = 0; i < CHAINS; i++) {
+    acc[i] = vf{};
+    asm volatile("" : "+v"(acc[i]));
+  }
+  vf x = set1(1.00196838f), y = set1(1.00196838f);
+  asm volatile("" : "+v"(x), "+v"(y));
+  for (int n = 0; n < rounds; n++) {
+#pragma GCC unroll 24
+    for (int i = 0; i < CHAINS; i++) {
 #if defined(__AVX512BF16__)
-        if (is_bf16) {
-#pragma GCC unroll 10
-          for (int i = 0; i < CHAINS; i++) asm volatile("vdpbf16ps %2, %1, %0" : "+v"(acc[i]) : "v"(x), "v"(y));
-          continue;
-        }
-#endif
-#pragma GCC unroll 10
-        for (int i = 0; i < CHAINS; i++) {
-          acc[i] = fma(x, y, acc[i]);
-          asm volatile("" : "+x"(acc[i]));
-        }
+      if constexpr (BF16) {
+        asm volatile("vdpbf16ps %2, %1, %0" : "+v"(acc[i]) : "v"(x), "v"(y));
+        continue;
       }
-#if defined(__AVX512BF16__)
-      done += double(ROUND) * CHAINS * VL * (is_bf16 ? 4 : 2);
-#else
-      done += double(ROUND) * CHAINS * VL * 2;
 #endif
+      acc[i] = fma(x, y, acc[i]);
     }
-    float s = 0;
-    for (int i = 0; i < CHAINS; i++) s += hsum(acc[i]);
-#pragma omp critical
-    {
-      flops += done;
-      lane += s;
-    }
+#pragma GCC unroll 24
+    for (int i = 0; i < CHAINS; i++) asm volatile("" : "+v"(acc[i]));
+  }
+  float sum = 0;
+#pragma GCC unroll 24
+  for (int i = 0; i < CHAINS; i++) sum += acc[i][0];
+  return sum;
+}
+
+// FLOP/s (FMA = 2) of `threads` threads over `seconds` seconds of the multiply-accumulate the kernels use.
+inline double peak_flops(int is_bf16, int threads, double seconds) {
+#if defined(__AVX512BF16__)
+  const double per_round = double(CHAINS) * VL * (is_bf16 ? 4 : 2);
+#else
+  const double per_round = double(CHAINS) * VL * 2;
+#endif
+  constexpr int ROUNDS = 4096;
+  const double started = seconds_now();
+  long batches = 0;
+  float kept = 0;
+  parallel_for(threads, threads, [&](long) -> int {
+    long mine = 0;
+    float sum = 0;
+    for (; seconds_now() - started < seconds; mine++) sum += is_bf16 ? spin<true>(ROUNDS) : spin<false>(ROUNDS);
+    __atomic_fetch_add(&batches, mine, __ATOMIC_RELAXED);
+    __atomic_store(&kept, &sum, __ATOMIC_RELAXED);
     return 0;
   });
   const double elapsed = seconds_now() - started;
-  return lane == -1.0 ? 0.0 : flops / elapsed;
+  return kept == -1.0f ? 0.0 : double(batches) * ROUNDS * per_round / elapsed;
 }
 
 // Sum of all 32-bit lanes of `bytes` bytes: a plain streaming read, 1 MiB per claim. Returns seconds.

@@ -126,6 +126,8 @@ int scan_tile(const ls_select_args& a, const SelectTile& t, long b0, long b1, in
   const int32_t* pages = a.batch.block_table + t.sequence * a.batch.max_blocks;
   const uint32_t* keys = (const uint32_t*)a.index_k;
   const size_t page_lanes = size_t(block) * steps, strip_lanes = size_t(width) * steps;
+  const int strips = block / width;
+  const bool few = rows <= 2 * MR;  // memory-bound: fetch half a strip ahead, across page borders
 
   int first = 0;  // rows before this one have no candidate left (limits ascend with the position)
   for (long p0 = b0; p0 < b1; p0 += SELECT_PANEL) {
@@ -136,9 +138,18 @@ int scan_tile(const ls_select_args& a, const SelectTile& t, long b0, long b1, in
       const uint32_t* page = keys + size_t(pages[p0 + i]) * page_lanes;
       for (int g = group0; g < rows; g += SELECT_GROUP) {
         const int n = rows - g < SELECT_GROUP ? rows - g : SELECT_GROUP;
-        strip<T, Out::MaxFirst>(q + g * lda, lda, n, page, width, steps, lane_max, VL);
-        for (int s = 1; s < block / width; s++)
-          strip<T, Out::Max>(q + g * lda, lda, n, page + s * strip_lanes, width, steps, lane_max, VL);
+        for (int s = 0; s < strips; s++) {
+          const uint32_t* at = page + s * strip_lanes;
+          const uint32_t* next = s + 1 < strips ? at + strip_lanes
+                                 : p0 + i + 1 < b1 ? keys + size_t(pages[p0 + i + 1]) * page_lanes
+                                                   : at;
+          const size_t half = strip_lanes * 2;  // bytes
+          Prefetch ahead = few ? Prefetch(Lines{(const char*)at + half, (const char*)next - half}) : Prefetch();
+          if (s == 0)
+            strip<T, Out::MaxFirst>(q + g * lda, lda, n, at, width, steps, lane_max, VL, &ahead);
+          else
+            strip<T, Out::Max>(q + g * lda, lda, n, at, width, steps, lane_max, VL, &ahead);
+        }
         for (int r = 0; r < n; r += 16) max_of_rows(lane_max + r * VL, panel + size_t(i) * rows16 + g + r);
       }
     }
@@ -178,7 +189,7 @@ int select_blocks_of(const ls_select_args& a) {
   if (!tile) return OUT_OF_MEMORY;
 
   // Few rows: split the keys as well, so that every thread has work; lists of the segments are merged below.
-  const long wanted = (4L * a.threads + tiles - 1) / tiles;
+  const long wanted = (16L * a.threads + tiles - 1) / tiles;
   long n = 0, items = 0, partial_rows = 0, max_segments = 1;
   for (long s = 0; s < a.batch.sequences; s++) {
     const long begin = a.batch.cu_seqlens[s], end = a.batch.cu_seqlens[s + 1];

@@ -40,11 +40,17 @@ enum class Out {
   Max,         // M[m, lane] = max of that and M
 };
 
-// `prefetch`, if not null: two cache lines from there per step, towards L2 (main memory is 100 ns away; HW prefetchers
-// do not follow a selection).
-template <class T, int ROWS, int NV, Out OUT, bool PREFETCH>
+// Where to fetch ahead, PREFETCH lines per step: the first half of the steps from `early`, the rest from `late` (both biased
+// so that step s starts at s * PREFETCH lines). Main memory is 100 ns away, and the hardware's own prefetchers neither
+// follow a selection nor cross pages.
+struct Lines {
+  const char* early = nullptr;
+  const char* late = nullptr;
+};
+
+template <class T, int ROWS, int NV, Out OUT, int PREFETCH>
 LS_NOINLINE void tile(const A_of<T>* a, size_t lda, const uint32_t* b, size_t ldb, int steps, float* c, size_t ldc,
-                      const char* prefetch) {
+                      [[maybe_unused]] Lines prefetch) {
   vf acc[ROWS][NV];
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; r++)
@@ -52,9 +58,15 @@ LS_NOINLINE void tile(const A_of<T>* a, size_t lda, const uint32_t* b, size_t ld
     for (int n = 0; n < NV; n++) acc[r][n] = OUT == Out::Accumulate ? load(c + r * ldc + n * VL) : vf{};
 
   for (int s = 0; s < steps; s++, b += ldb) {
-    if (PREFETCH) {
-      __builtin_prefetch(prefetch + size_t(s) * 128, 0, 2);
-      __builtin_prefetch(prefetch + size_t(s) * 128 + 64, 0, 2);
+    if constexpr (PREFETCH > 0) {
+      const char* line = (2 * s < steps ? prefetch.early : prefetch.late) + size_t(s) * PREFETCH * 64;
+#pragma GCC unroll 4
+      for (int i = 0; i < PREFETCH; i++) {
+        if constexpr (OUT == Out::Store || OUT == Out::Accumulate)
+          __builtin_prefetch(line + i * 64, 0, 2);  // the next block: into L2
+        else
+          __builtin_prefetch(line + i * 64, 0, 3);  // the scan: the same strip soon
+      }
     }
     if constexpr (PER_LANE<T> == 1) {
       vf bv[NV];
@@ -114,50 +126,59 @@ LS_NOINLINE void tile(const A_of<T>* a, size_t lda, const uint32_t* b, size_t ld
   }
 }
 
-// Lines still to be fetched for the next block, handed out to the tiles as they run.
-struct Prefetch {
-  const char* at = nullptr;
-  const char* end = nullptr;
-  const char* then_at = nullptr;  // a second range, after the first
-  const char* then_end = nullptr;
+// Lines still to be fetched, handed out to the tiles as they run.
+class Prefetch {
+ public:
+  Prefetch() = default;
+  // Two ranges, one after the other.
+  Prefetch(const void* a, const void* b, size_t bytes)
+      : at_((const char*)a), end_(at_ + bytes), then_((const char*)b), then_end_(then_ + bytes) {}
+  // The same lines for every tile.
+  explicit Prefetch(Lines fixed) : fixed_(fixed) {}
 
-  LS_INLINE const char* take(size_t bytes) {
-    if (at >= end) {
-      at = then_at;
-      end = then_end;
-      then_at = then_end = nullptr;
-      if (at >= end) return nullptr;
+  LS_INLINE Lines take(size_t bytes) {
+    if (fixed_.early) return fixed_;
+    if (at_ >= end_) {
+      at_ = then_;
+      end_ = then_end_;
+      then_ = then_end_ = nullptr;
+      if (at_ >= end_) return Lines{};
     }
-    const char* p = at;
-    at += bytes;
-    return p;
+    const char* p = at_;
+    at_ += bytes;
+    return Lines{p, p};
   }
+
+ private:
+  const char *at_ = nullptr, *end_ = nullptr, *then_ = nullptr, *then_end_ = nullptr;
+  Lines fixed_;
 };
 
 template <class T, int NV, Out OUT>
 LS_INLINE void rows_by_tile(const A_of<T>* a, size_t lda, int rows, const uint32_t* b, size_t ldb, int steps, float* c,
                             size_t ldc, Prefetch* prefetch) {
-  constexpr bool CAN_PREFETCH = OUT == Out::Store || OUT == Out::Accumulate;
+  // A scan with one row tile reads 4 new lines per step; the attention kernels need 1.3 of the next block per step.
+  constexpr int LINES = OUT == Out::Store || OUT == Out::Accumulate ? 2 : 4;
   int r = 0;
   for (; r + MR <= rows; r += MR) {
-    const char* p = CAN_PREFETCH && prefetch ? prefetch->take(size_t(steps) * 128) : nullptr;
-    if (CAN_PREFETCH && p)
-      tile<T, MR, NV, OUT, CAN_PREFETCH>(a + r * lda, lda, b, ldb, steps, c + r * ldc, ldc, p);
+    const Lines p = prefetch ? prefetch->take(size_t(steps) * LINES * 64) : Lines{};
+    if (p.early)
+      tile<T, MR, NV, OUT, LINES>(a + r * lda, lda, b, ldb, steps, c + r * ldc, ldc, p);
     else
-      tile<T, MR, NV, OUT, false>(a + r * lda, lda, b, ldb, steps, c + r * ldc, ldc, nullptr);
+      tile<T, MR, NV, OUT, 0>(a + r * lda, lda, b, ldb, steps, c + r * ldc, ldc, Lines{});
   }
   a += r * lda;
   c += r * ldc;
   switch (rows - r) {
-#define LS_REST(N)                                                                                              \
-  case N:                                                                                                       \
-    if constexpr (N < MR) {                                                                                     \
-      const char* p = CAN_PREFETCH && prefetch ? prefetch->take(size_t(steps) * 128) : nullptr;                 \
-      if (CAN_PREFETCH && p)                                                                                    \
-        tile<T, N, NV, OUT, CAN_PREFETCH>(a, lda, b, ldb, steps, c, ldc, p);                                    \
-      else                                                                                                      \
-        tile<T, N, NV, OUT, false>(a, lda, b, ldb, steps, c, ldc, nullptr);                                     \
-    }                                                                                                           \
+#define LS_REST(N)                                                                                  \
+  case N:                                                                                           \
+    if constexpr (N < MR) {                                                                         \
+      const Lines p = prefetch ? prefetch->take(size_t(steps) * LINES * 64) : Lines{};              \
+      if (p.early)                                                                                  \
+        tile<T, N, NV, OUT, LINES>(a, lda, b, ldb, steps, c, ldc, p);                               \
+      else                                                                                          \
+        tile<T, N, NV, OUT, 0>(a, lda, b, ldb, steps, c, ldc, p);                                   \
+    }                                                                                               \
     break;
     LS_REST(1) LS_REST(2) LS_REST(3) LS_REST(4) LS_REST(5)
 #undef LS_REST
