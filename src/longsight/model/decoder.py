@@ -65,6 +65,8 @@ class Model:
         """
         weights = self._weights
         self._check(token_ids, batch, cache)
+        if token_ids.shape[0] == 0:
+            return torch.empty(0, self.config.vocab_size)
         step = Step(self.backend, batch, *rope_tables(batch.positions, self._inverse_frequency), on_select)
         rows, kept = logit_rows, None
         if rows is not None and on_select is None and rows.shape[0] < token_ids.shape[0]:
