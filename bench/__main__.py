@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from bench import registry
-from bench.harness import Session, progress
+from bench.harness import Session
 from bench.machine import ROOT
 from longsight.ops.errors import LongsightError
 
@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     if args.list:
         print("\n".join(registry.NAMES))
         return 0
+    unknown = [name for name in args.names if name not in registry.NAMES]
+    if unknown:  # said before anything runs
+        parser.error(f"no bench is called {unknown[0]!r}; there are {', '.join(registry.NAMES)}")
     if len(args.names) == 1:
         return one(args.names[0], quick=args.quick, threads=args.threads)
     return several(tuple(args.names) or registry.NAMES, quick=args.quick, threads=args.threads)
@@ -58,12 +61,10 @@ def several(names: tuple[str, ...], *, quick: bool, threads: int) -> int:
     time.
     """
     started, summary = time.perf_counter(), []
-    for name in names:
-        registry.load(name)  # a misspelt name fails before hours of others
     for i, name in enumerate(names, 1):
         command = [sys.executable, "-m", "bench", name, "--threads", str(threads), *(["--quick"] if quick else [])]
-        with progress(f"bench {i} of {len(names)}: {name}"):
-            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        print(f"bench {i} of {len(names)}: {name}", file=sys.stderr, flush=True)  # the child shows its own progress
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         print(done.stdout, end="", flush=True)
         record = json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else None
         summary.append(outcome(name, record))

@@ -99,8 +99,9 @@ class Row:
 def progress(text: str) -> Iterator[Callable[[str], None]]:
     """A spinner with elapsed time on stderr; the yielded function changes the text."""
     console = Console(stderr=True)
+    # Once a second: drawing takes time from the very cores that are being timed.
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, refresh_per_second=1) as bar:
         task = bar.add_task(text, total=None)
 
         def say(now: str) -> None:
