@@ -345,6 +345,15 @@ def test_refused_by_name(path: str, value: Any, says: str) -> None:
     assert says in str(caught.value)
 
 
+def test_either_level_may_tie_the_embeddings() -> None:
+    """As in transformers, whose top-level default is false."""
+    for path in ("tie_word_embeddings", "/tie_word_embeddings"):
+        config = changed(path, True)
+        config.setdefault("tie_word_embeddings", False)
+        assert ModelConfig.from_dict(config).tie_word_embeddings
+    assert not ModelConfig.from_dict(published()).tie_word_embeddings
+
+
 def test_contradicting_dtypes_are_refused() -> None:
     with pytest.raises(ConfigError, match="torch_dtype is 'bfloat16'; it contradicts dtype"):
         ModelConfig.from_dict(changed("/dtype", "float32"))

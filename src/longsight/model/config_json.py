@@ -153,7 +153,8 @@ def fields_of(data: Mapping[str, Any]) -> dict[str, Any]:
     fields["mlp_kinds"] = _agree(("moe_layer_freq", moe), ("mlp_layer_types", mlp), ("moe",) * layers)
     holders = [text] if text is outer else [text, outer]
     # transformers ties a vision-language model when either level says so.
-    fields["tie_word_embeddings"] = any(holder.boolean("tie_word_embeddings") for holder in holders)
+    tied = [holder.boolean("tie_word_embeddings") for holder in holders]
+    fields["tie_word_embeddings"] = any(tied)
     fields["dtype"] = _first([_dtype(holder) for holder in holders], torch.bfloat16)
     fields["bos_token_id"] = _first([holder.integer("bos_token_id") for holder in holders], None)
     fields["eos_token_ids"] = _first([_eos(holder) for holder in holders], ())

@@ -67,7 +67,7 @@ def load_weights(
     bfloat16, float16 and float32.
     """
     names = _canonical_names(checkpoint, config)
-    wanted = dict(_expected(config, names))
+    wanted = expected_tensors(config, names)
     _check(checkpoint, config, wanted, names)
     reader = _Reader(checkpoint, names, dtype, progress)
     layers = tuple(_layer(reader, config, i) for i in range(config.num_layers))
@@ -93,8 +93,15 @@ def _canonical_names(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, s
     return names
 
 
+def expected_tensors(config: ModelConfig, present: Container[str]) -> dict[str, tuple[int, ...]]:
+    """Canonical name -> shape of all that a model needs.
+
+    `present`: the checkpoint's canonical names, which decide between the fused and the split form of gate and up.
+    """
+    return dict(_expected(config, present))
+
+
 def _expected(config: ModelConfig, present: Container[str]) -> Shapes:
-    """Canonical names and shapes; `present` decides between the fused and the split form of gate and up."""
     h = config.hidden_size
     yield "embed_tokens.weight", (config.vocab_size, h)
     yield "norm.weight", (h,)
