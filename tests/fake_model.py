@@ -71,8 +71,20 @@ class FakeModel:
         for i, row in enumerate(rows):
             length = int(positions[row]) + 1
             table = batch.block_table[owners[row], : -(-length // BLOCK)].long()
-            logits[i, next_token(pages[table].flatten()[:length].tolist())] = 5.0
+            logits[i, self.next(pages[table].flatten()[:length].tolist())] = 5.0
         return logits
+
+    def next(self, context: list[int]) -> int:
+        return next_token(context)
+
+
+class LookupModel(FakeModel):
+    """Goes on as the text did after the last earlier place that reads like the last four bytes; ends if none does."""
+
+    def next(self, context: list[int]) -> int:
+        text = bytes(t for t in context if t < EOS)
+        place = text.rfind(text[-4:], 0, len(text) - 1)
+        return text[place + 4] if place >= 0 else EOS
 
 
 def next_token(context: Sequence[int]) -> int:
@@ -87,8 +99,11 @@ def expected_output(prompt: Sequence[int], tokens: int) -> list[int]:
     return context[len(prompt) :]
 
 
-class ByteDecoder:
+class ByteTokenizer:
     """Token id = byte, as in the constructed checkpoint."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return list(text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fake_model import ByteDecoder, FakeModel, expected_output
+from fake_model import ByteTokenizer, FakeModel, expected_output
 from longsight.engine import (
     ContextLengthError,
     Engine,
@@ -30,7 +30,7 @@ def model() -> FakeModel:
 
 @pytest.fixture
 def driver(model: FakeModel) -> Iterator[EngineDriver]:
-    engine = Engine(model, ByteDecoder(), kv_bytes=40 * model.config.page_bytes(), chunk_tokens=32, max_running=2)
+    engine = Engine(model, ByteTokenizer(), kv_bytes=40 * model.config.page_bytes(), chunk_tokens=32, max_running=2)
     driver = EngineDriver(engine, max_queue=3)
     yield driver
     driver.close(timeout=10)
@@ -42,7 +42,7 @@ def greedy(length: int, max_tokens: int = 5) -> Request:
 
 
 async def collect(driver: EngineDriver, *requests: Request) -> list[Update]:
-    return [update async for update in driver.submit(requests)]
+    return [update async for update in driver.submit(requests).updates() if update]
 
 
 async def pages_return(driver: EngineDriver) -> None:
@@ -68,14 +68,25 @@ def test_closing_a_stream_frees_its_pages(driver: EngineDriver, model: FakeModel
 
     async def main() -> None:
         stream = driver.submit([greedy(300, 200)])
-        async for update in stream:
-            if update.token is not None:
+        async for update in stream.updates():
+            if update and update.token is not None:
                 break
         assert driver.stats().pages_used > 0
         stream.close()
         stream.close()
         await pages_return(driver)
         assert driver.stats().running == 0
+
+    asyncio.run(main())
+
+
+def test_a_quiet_stream_has_a_heartbeat(driver: EngineDriver, model: FakeModel) -> None:
+    model.seconds = 0.2
+
+    async def main() -> None:
+        updates = [u async for u in driver.submit([greedy(9, 2)]).updates(heartbeat=0.02)]
+        assert updates.count(None) >= 4
+        assert [u.token for u in updates if u] == expected_output(greedy(9).prompt, 2)
 
     asyncio.run(main())
 
@@ -143,7 +154,8 @@ def test_close_ends_what_runs(model: FakeModel) -> None:
     async def main() -> None:
         stream = driver.submit([greedy(40, 200)])
         updates = []
-        async for update in stream:
+        async for update in stream.updates():
+            assert update
             updates.append(update)
             if len(updates) == 3:
                 threading.Thread(target=driver.close).start()

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fake_model import BLOCK, EOS, VOCAB, ByteDecoder, FakeModel, expected_output, next_token
+from fake_model import BLOCK, EOS, VOCAB, ByteTokenizer, FakeModel, expected_output, next_token
 from longsight.engine import (
     ContextLengthError,
     Engine,
@@ -26,7 +26,7 @@ from longsight.engine import (
 def engine(model: FakeModel | None = None, *, pages: int = 40, **options: object) -> Engine:
     model = model or FakeModel()
     options = {"chunk_tokens": 32, "max_running": 4, **options}
-    return Engine(model, ByteDecoder(), kv_bytes=pages * model.config.page_bytes(), **options)  # type: ignore[arg-type]
+    return Engine(model, ByteTokenizer(), kv_bytes=pages * model.config.page_bytes(), **options)  # type: ignore[arg-type]
 
 
 def greedy(prompt: list[int], max_tokens: int = 8, **options: object) -> Request:
@@ -70,7 +70,7 @@ def test_updates_tell_the_whole_story() -> None:
     assert [u.processed for u in updates] == [32, 64, 70, 70, 70]
     assert [u.token for u in updates] == [None, None, *r.output]
     assert [u.finish_reason for u in updates] == [None, None, None, None, "length"]
-    assert "".join(u.text for u in updates) == ByteDecoder().decode(r.output)
+    assert "".join(u.text for u in updates) == ByteTokenizer().decode(r.output)
     assert [(s.prompt_tokens, s.decode_tokens, s.context) for s in stats] == [
         (32, 0, 32),
         (32, 0, 64),
@@ -102,7 +102,7 @@ def test_end_of_sequence() -> None:
     updates = list(engine(model).generate(r))
     assert r.finish_reason == "stop"
     assert r.output == expected_output(prompt, 3)
-    assert "".join(u.text for u in updates) == ByteDecoder().decode(r.output[:2])
+    assert "".join(u.text for u in updates) == ByteTokenizer().decode(r.output[:2])
     unstoppable = greedy(prompt, 8, ignore_eos=True)
     list(engine(model).generate(unstoppable))
     assert len(unstoppable.output) == 8
@@ -179,7 +179,7 @@ def test_logits_that_are_not_finite_end_one_request() -> None:
 
 
 def test_text_that_cannot_be_decoded_ends_one_request() -> None:
-    class Picky(ByteDecoder):
+    class Picky(ByteTokenizer):
         def decode(self, ids):  # type: ignore[no-untyped-def]
             if next_token([9]) in ids:
                 raise KeyError("no such token")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fake_model import ByteDecoder
+from fake_model import ByteTokenizer
 from longsight.engine.text import MAX_PENDING_TOKENS, StopScanner, TextStream
 
 
@@ -21,18 +21,18 @@ def pieces(stream: TextStream, data: bytes) -> list[str]:
 
 @given(st.text(max_size=40))
 def test_bytes_come_out_as_whole_characters(text: str) -> None:
-    out = pieces(TextStream(ByteDecoder()), text.encode())
+    out = pieces(TextStream(ByteTokenizer()), text.encode())
     assert "".join(out) == text
     if "\ufffd" not in text:
         assert not any("\ufffd" in piece for piece in out)
 
 
 def test_an_unfinished_character_at_the_end_is_shown_as_such() -> None:
-    assert pieces(TextStream(ByteDecoder()), b"a\xe2\x82") == ["a", "", "", "\ufffd"]
+    assert pieces(TextStream(ByteTokenizer()), b"a\xe2\x82") == ["a", "", "", "\ufffd"]
 
 
 def test_endless_bad_bytes_are_not_held_for_ever() -> None:
-    stream = TextStream(ByteDecoder())
+    stream = TextStream(ByteTokenizer())
     shown = [stream.push(0xFF) for _ in range(3 * MAX_PENDING_TOKENS)]
     assert "".join(shown) == "\ufffd" * (3 * MAX_PENDING_TOKENS)
 
@@ -52,7 +52,7 @@ def test_endless_bad_bytes_are_not_held_for_ever() -> None:
     ],
 )
 def test_stop_strings(stop: list[str], text: str, shown: str) -> None:
-    stream = TextStream(ByteDecoder(), stop)
+    stream = TextStream(ByteTokenizer(), stop)
     assert "".join(pieces(stream, text.encode())) == shown
     assert stream.stopped == (shown != text)
 

@@ -29,10 +29,16 @@ class Stream:
     _loop: asyncio.AbstractEventLoop
     _queue: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
 
-    async def __aiter__(self) -> AsyncIterator[Update]:
+    async def updates(self, heartbeat: float | None = None) -> AsyncIterator[Update | None]:
+        """Each update as it happens, and None after every `heartbeat` seconds without one."""
         unfinished = len(self.requests)
         while unfinished:
-            update = await self._queue.get()
+            try:
+                async with asyncio.timeout(heartbeat):
+                    update = await self._queue.get()
+            except TimeoutError:
+                yield None
+                continue
             unfinished -= update.finish_reason is not None
             yield update
 

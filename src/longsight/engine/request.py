@@ -109,13 +109,9 @@ class Request:
         return self.finish_reason is not None
 
     def tokens(self, start: int, stop: int) -> Sequence[int]:
-        """Tokens [start, stop) of prompt + output; costs what it returns."""
+        """Tokens [start, stop) of the prompt, or of the output counted on from it; never some of both."""
         prompt = len(self.prompt)
-        if stop <= prompt:
-            return self.prompt[start:stop]
-        if start >= prompt:
-            return self.output[start - prompt : stop - prompt]
-        return [*self.prompt[start:], *self.output[: stop - prompt]]
+        return self.prompt[start:stop] if start < prompt else self.output[start - prompt : stop - prompt]
 
 
 def to_token_array(tokens: Iterable[int]) -> array[int]:

@@ -1,0 +1,111 @@
+"""The HTTP application: routes, error shape, request ids."""
+
+from __future__ import annotations
+
+import secrets
+
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from longsight import __version__
+from longsight.ops import LongsightError
+from longsight.server.body import ClientGoneError
+from longsight.server.errors import as_api_error, on_error, on_http_exception
+from longsight.server.generation import Service, chat_completions, completions
+from longsight.server.openai import model_card
+
+
+def create_app(service: Service) -> Starlette:
+    """The ASGI application over one service. Its engine's thread is the caller's to close."""
+    app = Starlette(
+        routes=[
+            Route("/", root),
+            Route("/health", health),
+            Route("/v1/models", models),
+            Route("/v1/models/{model:path}", model),
+            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            Route("/v1/completions", completions, methods=["POST"]),
+        ],
+        middleware=[Middleware(Envelope)],
+        exception_handlers={
+            HTTPException: on_http_exception,
+            ClientGoneError: on_client_gone,
+            LongsightError: on_error,
+        },
+    )
+    app.state.service = service
+    return app
+
+
+async def root(request: Request) -> Response:
+    return JSONResponse({"name": "longsight", "version": __version__})
+
+
+async def health(request: Request) -> Response:
+    """200 while the engine's thread runs, with what it is doing; 503 when it has ended."""
+    service: Service = request.app.state.service
+    stats = service.driver.stats()
+    body = {
+        "status": "ok" if stats.alive else "stopped",
+        "model": service.model_id,
+        "running": stats.running,
+        "waiting": stats.waiting,
+        "pages_used": stats.pages_used,
+        "pages_total": stats.pages_total,
+    }
+    return JSONResponse(body, 200 if stats.alive else 503)
+
+
+async def models(request: Request) -> Response:
+    return JSONResponse({"object": "list", "data": [_card(request.app.state.service)]})
+
+
+async def model(request: Request) -> Response:
+    service: Service = request.app.state.service
+    service.check_model(request.path_params["model"])
+    return JSONResponse(_card(service))
+
+
+def _card(service: Service) -> dict[str, object]:
+    return model_card(service.model_id, service.created, service.driver.engine.max_model_len)
+
+
+async def on_client_gone(request: Request, error: Exception) -> Response:
+    """Nobody reads this; 499 is what access logs call it."""
+    return Response(status_code=499)
+
+
+class Envelope:
+    """Gives every response, streams and errors included, an id to quote in a report, and every defect an answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = f"req_{secrets.token_hex(12)}"
+
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = headers["request-id"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception as error:
+            if started:
+                raise
+            await as_api_error(error).response()(scope, receive, send_with_id)

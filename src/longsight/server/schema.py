@@ -1,0 +1,212 @@
+"""What clients send: checked, and turned into the engine's terms. Unknown fields are ignored.
+
+A known option that would change the answer and isn't supported is refused by name rather than dropped.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from longsight.engine import InvalidRequestError, SamplingParams
+from longsight.engine.request import to_token_array
+from longsight.server.errors import invalid
+
+MAX_PROMPTS = 128
+ROLES = ("root", "system", "developer", "user", "assistant", "tool")
+
+# Options of the protocol that are not supported yet: the values that mean "off" pass, others are refused.
+UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "n": (None, 1),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "suffix": (None, ""),
+    "logprobs": (None, False, 0),
+    "top_logprobs": (None, 0),
+    "logit_bias": (None, {}),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+    "tools": (None, []),
+    "functions": (None, []),
+    "response_format": (None, {"type": "text"}),
+}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Sampling where a request is silent: the checkpoint's generation_config.json, or the protocol's defaults.
+
+    max_tokens bounds a chat answer whose request doesn't say; its pages are reserved while it runs.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 4096
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True)
+    include_usage: bool | None = None
+
+
+class CommonFields(BaseModel):
+    """Fields of both endpoints. Types are checked here, ranges by SamplingParams."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    model: str
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: Any = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = None
+    return_progress: bool | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def answer_limit(self) -> int | None:
+        """The asked-for length of the answer, or None."""
+        return self.max_tokens
+
+    def sampling(self, defaults: Defaults, default_length: int) -> SamplingParams:
+        """Raises ApiError 400 naming the field and its range. default_length: the answer's, where none is asked for."""
+        limit = self.answer_limit()
+        if limit is None:
+            limit = max(default_length, 1)
+        try:
+            return SamplingParams(
+                max_tokens=limit,
+                temperature=_or(self.temperature, defaults.temperature),
+                top_p=_or(self.top_p, defaults.top_p),
+                top_k=0 if self.top_k == -1 else _or(self.top_k, defaults.top_k),  # -1: "no limit" in several clients
+                seed=self.seed,
+                stop=_stop_strings(self.stop),
+                ignore_eos=bool(self.ignore_eos),
+            )
+        except InvalidRequestError as error:
+            raise invalid(str(error), error.param) from error
+
+
+class ChatFields(CommonFields):
+    messages: list[Any]
+    max_completion_tokens: int | None = None
+
+    def answer_limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    def plain_messages(self) -> list[dict[str, Any]]:
+        """Messages with text content only, parts joined; other keys pass through to the chat template."""
+        if not self.messages:
+            raise invalid("messages is empty; it must hold at least one message", "messages")
+        return [_plain_message(message, f"messages.{i}") for i, message in enumerate(self.messages)]
+
+
+class CompletionFields(CommonFields):
+    prompt: Any
+
+    def prompts(self) -> list[str | array[int]]:
+        """One or more prompts, each text or token ids."""
+        given = self.prompt
+        several = isinstance(given, list) and given and not isinstance(given[0], int)
+        prompts = given if several else [given]
+        if len(prompts) > MAX_PROMPTS:
+            raise invalid(f"prompt holds {len(prompts)} prompts; one request may hold up to {MAX_PROMPTS}", "prompt")
+        return [_one_prompt(p, f"prompt.{i}" if several else "prompt") for i, p in enumerate(prompts)]
+
+
+Fields = TypeVar("Fields", bound=CommonFields)
+
+
+def parse(kind: type[Fields], body: str) -> Fields:
+    """Raises ApiError 400 naming the field, its value and what is accepted."""
+    try:
+        fields = kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "json_invalid":
+            raise invalid(
+                f"the request body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
+            ) from error
+        if first["type"] == "missing":
+            raise invalid(f"{path} is missing; it is required", path) from error
+        subject = path or "the request body"
+        raise invalid(f"{subject} is {_show(first['input'])}: {first['msg']}", path or None) from error
+    for name, value in (fields.model_extra or {}).items():
+        if name in UNSUPPORTED and value not in UNSUPPORTED[name]:
+            accepted = " or ".join(json.dumps(v) for v in UNSUPPORTED[name] if v is not None)
+            raise invalid(
+                f"{name} is {_show(value)}, which this server does not support; leave it out or send {accepted}",
+                name,
+                "unsupported_parameter",
+            )
+    return fields
+
+
+def _plain_message(message: Any, path: str) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise invalid(f"{path} is {_show(message)}; it must be an object with role and content", path)
+    role = message.get("role")
+    if role not in ROLES:
+        raise invalid(f"{path}.role is {_show(role)}; it must be one of {', '.join(ROLES)}", f"{path}.role")
+    content, where = message.get("content"), f"{path}.content"
+    if isinstance(content, list):
+        content = "".join(_text_part(part, f"{where}.{i}") for i, part in enumerate(content))
+    may_be_empty = role == "assistant" and message.get("tool_calls")
+    if not isinstance(content, str) and not (content is None and may_be_empty):
+        raise invalid(f"{where} is {_show(content)}; it must be text or a list of text parts", where)
+    return {**message, "content": content}
+
+
+def _text_part(part: Any, path: str) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind != "text":
+        raise invalid(f"{path} is of type {_show(kind)}; this server accepts text parts only", path)
+    if not isinstance(part.get("text"), str):
+        raise invalid(f"{path}.text is {_show(part.get('text'))}; it must be a string", f"{path}.text")
+    return str(part["text"])
+
+
+def _one_prompt(prompt: Any, path: str) -> str | array[int]:
+    if isinstance(prompt, str):
+        return prompt
+    # A boolean is an int to Python, but no token id.
+    if isinstance(prompt, list) and all(type(token) is int for token in prompt):
+        try:
+            return to_token_array(prompt)
+        except InvalidRequestError as error:
+            raise invalid(f"{path}: {error}", path) from error
+    raise invalid(f"{path} is {_show(prompt)}; it must be a string, a list of token ids, or a list of those", path)
+
+
+def _stop_strings(stop: Any) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    strings = [stop] if isinstance(stop, str) else stop
+    if not isinstance(strings, list) or not all(isinstance(s, str) for s in strings):
+        raise invalid(f"stop is {_show(stop)}; it must be a string or a list of strings", "stop")
+    return tuple(strings)
+
+
+Value = TypeVar("Value")
+
+
+def _or(value: Value | None, default: Value) -> Value:
+    return default if value is None else value
+
+
+def _show(value: Any) -> str:
+    """A value as JSON, short enough for one line."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,24 @@
+"""Fixtures shared by the test files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from live_server import LiveServer, live_server
+from tiny_checkpoint import write_tiny_checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random fp32 checkpoint with full and sparse layers; 16-token blocks, 3 of them kept."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def server() -> Iterator[LiveServer]:
+    """A server over the lookup stand-in; checks at the end that no page is missing."""
+    with live_server() as server:
+        yield server
