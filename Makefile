@@ -23,6 +23,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# `setup` alone installs and builds.
 setup: $(STAMP)
 
 $(STAMP): $(SOURCES)

@@ -15,6 +15,7 @@
 namespace LS_NS {
 
 constexpr int ATTEND_CHUNK = 24;     // rows per block step: scores, probabilities and a strip share L1
+constexpr int ATTEND_CHUNK_PADDED = 32;
 constexpr int ATTEND_SEGMENT = 64;   // blocks per dense segment
 constexpr float LOG2E = 1.44269504088896340736f, LN2 = 0.69314718055994530942f;
 
@@ -47,7 +48,6 @@ struct Attention {
   // rows of q against the first `visible` tokens of one block; S and P are scratch of [ATTEND_CHUNK, block].
   void step(const A_of<T>* q, size_t ldq, int rows, State s, const T* k, const T* v, int visible, float* S, A_of<T>* P,
             Prefetch* prefetch) const {
-    const float c = a.scale * LOG2E;
     const int k_width = strip_width(block), k_steps = dim / PER_LANE<T>;
     const int v_width = strip_width(dim), v_steps = visible / PER_LANE<T>;
     const int columns = (visible + k_width - 1) / k_width * k_width;
@@ -56,7 +56,7 @@ struct Attention {
       for (int s0 = 0; s0 < columns; s0 += k_width)
         strip<T, Out::Store>(q + r0 * ldq, ldq, n, (const uint32_t*)k + size_t(s0) * k_steps, k_width, k_steps, S + s0,
                              block, prefetch);
-      for (int r = 0; r < n; r++) softmax_row(S + r * block, P + r * block, visible, columns, c, s, r0 + r);
+      softmax(S, P, n, visible, columns, s, r0);
       for (int d0 = 0; d0 < dim; d0 += v_width) {
         const uint32_t* b = (const uint32_t*)v + size_t(d0) * (block / PER_LANE<T>);
         float* out = s.out + size_t(r0) * dim + d0;
@@ -70,29 +70,41 @@ struct Attention {
     }
   }
 
-  void softmax_row(float* S, A_of<T>* P, int visible, int columns, float c, State s, int row) const {
-    for (int j = visible; j < columns; j++) S[j] = NEG_INF;
-    vf m = load(S);
-    for (int j = VL; j < columns; j += VL) m = vmax(m, load(S + j));
-    const float top = hmax(m) * c;
-    vf sum = load(s.sum + size_t(row) * VL);
-    if (top > s.max[row]) {
-      const float shrink = exp2_nonpositive(s.max[row] - top);
-      s.max[row] = top;
-      if (shrink != 1.0f) {
-        const vf w = set1(shrink);
-        float* out = s.out + size_t(row) * dim;
-        for (int d = 0; d < dim; d += VL) store(out + d, load(out + d) * w);
-        sum = sum * w;
+  // Scores S of rows [row, row + n) to unnormalised probabilities P, updating maxima and sums. Outputs are rescaled only when
+  // a row's maximum grew.
+  void softmax(float* S, A_of<T>* P, int n, int visible, int columns, State s, int row) const {
+    const float c = a.scale * LOG2E;
+    float lane_max[ATTEND_CHUNK_PADDED * VL], top[ATTEND_CHUNK_PADDED];
+    for (int r = 0; r < n; r++) {
+      float* x = S + r * block;
+      for (int j = visible; j < columns; j++) x[j] = NEG_INF;
+      vf m = load(x);
+      for (int j = VL; j < columns; j += VL) m = vmax(m, load(x + j));
+      store(lane_max + r * VL, m);
+    }
+    for (int r = n; r % 16; r++) store(lane_max + r * VL, set1(NEG_INF));
+    for (int r = 0; r < n; r += 16) max_of_rows(lane_max + r * VL, top + r);
+    for (int r = 0; r < n; r++) {
+      const float grown = top[r] * c;
+      float& max = s.max[row + r];
+      vf sum = load(s.sum + size_t(row + r) * VL);
+      if (grown > max) {
+        if (max > NEG_INF) {
+          const vf w = exp2_nonpositive<true>(set1(max - grown));
+          float* out = s.out + size_t(row + r) * dim;
+          for (int d = 0; d < dim; d += VL) store(out + d, load(out + d) * w);
+          sum = sum * w;
+        }
+        max = grown;
       }
+      const vf scale = set1(c), offset = set1(-max);
+      for (int j = 0; j < columns; j += VL) {
+        const vf p = exp2_nonpositive<PER_LANE<T> == 1>(fma(load(S + r * block + j), scale, offset));
+        sum = sum + p;
+        store_row(P + r * block + j, p);
+      }
+      store(s.sum + size_t(row + r) * VL, sum);
     }
-    const vf scale = set1(c), offset = set1(-s.max[row]);
-    for (int j = 0; j < columns; j += VL) {
-      const vf p = exp2_nonpositive<PER_LANE<T> == 1>(fma(load(S + j), scale, offset));
-      sum = sum + p;
-      store_row(P + j, p);
-    }
-    store(s.sum + size_t(row) * VL, sum);
   }
 
   // total = total merged with part (log-sum-exp weights); `part` rows that saw nothing change nothing.

@@ -17,27 +17,6 @@ constexpr int SELECT_ROWS = 480;  // rows of a tile: A fits L2 beside the stream
 constexpr int SELECT_GROUP = 48;  // rows between two horizontal reductions
 constexpr int SELECT_PANEL = 8;   // blocks scored between two looks at the thresholds
 
-// m [16][VL] -> the 16 row maxima
-LS_INLINE void max_of_rows(const float* m, float* out) {
-#if defined(__AVX512F__)
-  __m512 t[8], u[4], w[2];
-  for (int i = 0; i < 8; i++) {
-    const __m512 a = _mm512_loadu_ps(m + i * 16), b = _mm512_loadu_ps(m + (i + 8) * 16);
-    t[i] = _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-  }
-  for (int i = 0; i < 4; i++)
-    u[i] = _mm512_max_ps(_mm512_shuffle_f32x4(t[i], t[i + 4], 0x88), _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd));
-  for (int i = 0; i < 2; i++)
-    w[i] = _mm512_max_ps(_mm512_shuffle_ps(u[i], u[i + 2], 0x88), _mm512_shuffle_ps(u[i], u[i + 2], 0xdd));
-  const __m512 x = _mm512_max_ps(_mm512_shuffle_ps(w[0], w[1], 0x88), _mm512_shuffle_ps(w[0], w[1], 0xdd));
-  // The shuffles leave row 4 * q + e at lane 4 * {0,2,1,3}[q] + {0,2,1,3}[e].
-  const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
-  _mm512_storeu_ps(out, _mm512_permutexvar_ps(order, x));
-#else
-  for (int r = 0; r < 16; r++) out[r] = hmax(load(m + r * VL));
-#endif
-}
-
 // A row's best blocks so far, best first; unused entries are -inf. `kept` entries count, `padded` are stored.
 struct TopList {
   float* score;

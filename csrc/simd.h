@@ -109,23 +109,38 @@ LS_INLINE float hsum(vf x) {  // a fixed tree: the same bits every time
   return lane[0];
 }
 
+// m [16][VL] -> the 16 row maxima
+LS_INLINE void max_of_rows(const float* m, float* out) {
+#if defined(__AVX512F__)
+  __m512 t[8], u[4], w[2];
+  for (int i = 0; i < 8; i++) {
+    const __m512 a = _mm512_loadu_ps(m + i * 16), b = _mm512_loadu_ps(m + (i + 8) * 16);
+    t[i] = _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  }
+  for (int i = 0; i < 4; i++)
+    u[i] = _mm512_max_ps(_mm512_shuffle_f32x4(t[i], t[i + 4], 0x88), _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd));
+  for (int i = 0; i < 2; i++)
+    w[i] = _mm512_max_ps(_mm512_shuffle_ps(u[i], u[i + 2], 0x88), _mm512_shuffle_ps(u[i], u[i + 2], 0xdd));
+  const __m512 x = _mm512_max_ps(_mm512_shuffle_ps(w[0], w[1], 0x88), _mm512_shuffle_ps(w[0], w[1], 0xdd));
+  // The shuffles leave row 4 * q + e at lane 4 * {0,2,1,3}[q] + {0,2,1,3}[e].
+  const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
+  _mm512_storeu_ps(out, _mm512_permutexvar_ps(order, x));
+#else
+  for (int r = 0; r < 16; r++) out[r] = hmax(load(m + r * VL));
+#endif
+}
+
 // 2^x for x <= 0 (and exactly 0 at -inf, 1 at 0). Minimax polynomials of 2^r on [0, 1]
 // with p(0) = 1: degree 4 errs by 3e-6 relative, enough beside bf16; degree 6 by less than fp32 rounding.
 template <bool PRECISE>
 LS_INLINE vf exp2_nonpositive(vf x) {
 #if defined(__AVX512F__)
-  const vf f = (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  const vf r = (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x); 0 at -inf
 #else
-  const vf low = set1(-127.0f);
-  const vf clamped = vmax(x, low);
-  const vi whole = __builtin_convertvector(clamped, vi);  // truncates; inputs are <= 0 up to rounding
-  vf f = __builtin_convertvector(whole, vf);
+  const vf clamped = vmax(x, set1(-127.0f));
+  vf f = __builtin_convertvector(__builtin_convertvector(clamped, vi), vf);  // truncated
   f = f > clamped ? f - 1.0f : f;
-#endif
-#if defined(__AVX512F__)
-  vf r = x - f;  // NaN at -inf only, where scalef below is replaced by zero
-#else
-  vf r = clamped - f;
+  const vf r = clamped - f;
 #endif
   vf p;
   if (PRECISE) {
@@ -143,12 +158,10 @@ LS_INLINE vf exp2_nonpositive(vf x) {
   }
   p = fma(p, r, set1(1.0f));
 #if defined(__AVX512F__)
-  const __mmask16 finite = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_GE_OQ);
-  return (vf)_mm512_maskz_scalef_ps(finite, (__m512)p, (__m512)f);
+  return (vf)_mm512_scalef_ps((__m512)p, (__m512)x);  // takes the floor of x itself
 #else
   const vi exponent = (__builtin_convertvector(f, vi) + 127) << 23;
-  const vf scaled = p * (vf)exponent;
-  return x >= -126.0f ? scaled : vf{};
+  return x >= -126.0f ? p * (vf)exponent : vf{};
 #endif
 }
 

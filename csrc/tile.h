@@ -154,36 +154,35 @@ class Prefetch {
   Lines fixed_;
 };
 
+// Rows in tiles of nearly equal height: 8 rows are 4 + 4, since a tile of 2 would wait for its own results.
 template <class T, int NV, Out OUT>
 LS_INLINE void rows_by_tile(const A_of<T>* a, size_t lda, int rows, const uint32_t* b, size_t ldb, int steps, float* c,
                             size_t ldc, Prefetch* prefetch) {
   // A scan with one row tile reads 4 new lines per step; the attention kernels need 1.3 of the next block per step.
   constexpr int LINES = OUT == Out::Store || OUT == Out::Accumulate ? 2 : 4;
-  int r = 0;
-  for (; r + MR <= rows; r += MR) {
+  int tiles = (rows + MR - 1) / MR;
+  while (rows > 0) {
+    const int height = (rows + tiles - 1) / tiles;
     const Lines p = prefetch ? prefetch->take(size_t(steps) * LINES * 64) : Lines{};
-    if (p.early)
-      tile<T, MR, NV, OUT, LINES>(a + r * lda, lda, b, ldb, steps, c + r * ldc, ldc, p);
-    else
-      tile<T, MR, NV, OUT, 0>(a + r * lda, lda, b, ldb, steps, c + r * ldc, ldc, Lines{});
-  }
-  a += r * lda;
-  c += r * ldc;
-  switch (rows - r) {
-#define LS_REST(N)                                                                                  \
-  case N:                                                                                           \
-    if constexpr (N < MR) {                                                                         \
-      const Lines p = prefetch ? prefetch->take(size_t(steps) * LINES * 64) : Lines{};              \
-      if (p.early)                                                                                  \
-        tile<T, N, NV, OUT, LINES>(a, lda, b, ldb, steps, c, ldc, p);                               \
-      else                                                                                          \
-        tile<T, N, NV, OUT, 0>(a, lda, b, ldb, steps, c, ldc, p);                                   \
-    }                                                                                               \
+    switch (height) {
+#define LS_HEIGHT(N)                                                \
+  case N:                                                           \
+    if constexpr (N <= MR) {                                        \
+      if (p.early)                                                  \
+        tile<T, N, NV, OUT, LINES>(a, lda, b, ldb, steps, c, ldc, p); \
+      else                                                          \
+        tile<T, N, NV, OUT, 0>(a, lda, b, ldb, steps, c, ldc, p);   \
+    }                                                               \
     break;
-    LS_REST(1) LS_REST(2) LS_REST(3) LS_REST(4) LS_REST(5)
-#undef LS_REST
-    default:
-      break;
+      LS_HEIGHT(1) LS_HEIGHT(2) LS_HEIGHT(3) LS_HEIGHT(4) LS_HEIGHT(5) LS_HEIGHT(6)
+#undef LS_HEIGHT
+      default:
+        break;
+    }
+    a += height * lda;
+    c += height * ldc;
+    rows -= height;
+    tiles--;
   }
 }
 

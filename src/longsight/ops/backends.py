@@ -12,6 +12,7 @@ from torch import Tensor
 from longsight.ops.batch import Batch
 from longsight.ops.errors import BackendUnavailableError
 from longsight.ops.layout import LayerPages
+from longsight.ops.memory import reuse_freed_memory
 from longsight.ops.weights import PackedExperts, PackedLinear
 
 log = logging.getLogger("longsight")
@@ -85,4 +86,5 @@ def choose(name: str | None = None) -> tuple[Backend, str]:
 
 
 def _load(name: str) -> Backend:
+    reuse_freed_memory()
     return cast(Backend, importlib.import_module(f"longsight.ops.{name}"))

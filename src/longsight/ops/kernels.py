@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from longsight.ops.errors import BackendUnavailableError, UnsupportedError
+from longsight.ops.memory import advise_huge_pages
 
 LIBRARY = "liblongsight_kernels.so"
 OUT_OF_MEMORY, BAD_SELECTION = 1, 2  # csrc/args.h
@@ -279,15 +280,3 @@ def stream_read_bandwidth(size: int = 1 << 30, threads: int | None = None, repea
         library().ls_stream_read(memory.data_ptr(), size, threads or torch.get_num_threads()) for _ in range(repeats)
     ]
     return float(size / min(seconds))
-
-
-def advise_huge_pages(tensor: torch.Tensor) -> None:
-    """Ask for 2 MiB pages under a large tensor, which speed up the scan of index keys. Best effort, Linux only."""
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "madvise"):
-        return
-    page, huge, madv_hugepage = 4096, 2 << 20, 14
-    start = -(-tensor.data_ptr() // page) * page
-    length = tensor.data_ptr() + tensor.nbytes - start
-    if length >= huge:
-        libc.madvise(c_void_p(start), c_size_t(length // page * page), madv_hugepage)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from longsight.ops.errors import UnsupportedError
+from longsight.ops.memory import advise_huge_pages
 
 DTYPES = (torch.bfloat16, torch.float32)
 
@@ -110,6 +111,9 @@ class LayerPages:
         index_k = None
         if layout.index_dim:
             index_k = torch.empty(pages, layout.block_size * layout.index_dim, dtype=layout.dtype)
+        for tensor in (k, v, index_k):
+            if tensor is not None:
+                advise_huge_pages(tensor)
         return cls(layout, k, v, index_k)
 
     def keys(self, ids: Tensor) -> Tensor:

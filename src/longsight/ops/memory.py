@@ -1,0 +1,35 @@
+"""Two requests to the operating system that large tensors profit from. Best effort: elsewhere than on Linux they do nothing."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_int, c_size_t, c_void_p
+from functools import cache
+
+from torch import Tensor
+
+PAGE, HUGE_PAGE = 4096, 2 << 20
+MADV_HUGEPAGE = 14  # <sys/mman.h>
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+
+
+def advise_huge_pages(tensor: Tensor) -> None:
+    """Ask for 2 MiB pages under a large tensor: fewer address look-ups in a scan of index keys. Touches no memory."""
+    libc = ctypes.CDLL(None)
+    start = -(-tensor.data_ptr() // PAGE) * PAGE
+    length = tensor.data_ptr() + tensor.nbytes - start
+    if length >= HUGE_PAGE and hasattr(libc, "madvise"):
+        libc.madvise(c_void_p(start), c_size_t(length // PAGE * PAGE), c_int(MADV_HUGEPAGE))
+
+
+@cache
+def reuse_freed_memory(largest: int = 256 << 20) -> None:
+    """Let the C allocator keep freed blocks of up to `largest` bytes instead of returning them to the system at once.
+
+    A step's activations are tens of megabytes; without this glibc maps and zeroes them anew in every layer, which takes
+    nearly as long as the matrix product that fills them (bench: linear, 2048 x 512 x 9344, 524 against 946 GFLOP/s).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(c_int(M_MMAP_THRESHOLD), c_int(largest))
+        libc.mallopt(c_int(M_TRIM_THRESHOLD), c_int(largest))
