@@ -196,6 +196,11 @@ def test_to_dict_round_trips_through_json(name: str) -> None:
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_to_dict_may_stand_inside_a_vision_language_config() -> None:
+    config = tiny(bos_token_id=3)
+    assert ModelConfig.from_dict({"model_type": "minimax_m3_vl", "text_config": config.to_dict()}) == config
+
+
 def test_to_dict_serves_readers_of_either_shape() -> None:
     written = ModelConfig.from_dict(published()).to_dict()
     raw_keys = set(published()["text_config"]["sparse_attention_config"])

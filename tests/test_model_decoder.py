@@ -99,6 +99,19 @@ def test_a_hook_that_only_looks_changes_nothing(model: Model) -> None:
     assert torch.equal(quiet, model.forward(tokens(), batch, model.allocate_cache(10), on_select=lambda *_: None))
 
 
+def test_a_hook_sees_every_row_whatever_logits_are_wanted(model: Model) -> None:
+    batch = Batch.build([(LENGTH, LENGTH, list(range(10)))])
+    seen: dict[int, list[int]] = {}
+    model.forward(
+        tokens(),
+        batch,
+        model.allocate_cache(10),
+        logit_rows=torch.tensor([LENGTH - 1]),
+        on_select=lambda layer, ids: seen.update({layer: list(ids.shape)}),
+    )
+    assert seen == dict.fromkeys((1, 2, 3), [LENGTH, 2, 3])
+
+
 def test_rope_tables_at_a_million() -> None:
     """fp32 positions times fp32 frequencies, as transformers computes them; the fast pairs still turn correctly."""
     positions = torch.tensor([0, 1, 2**20 - 1], dtype=torch.int32)
