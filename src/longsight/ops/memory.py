@@ -1,4 +1,4 @@
-"""Two requests to the operating system that large tensors profit from. Best effort: elsewhere than on Linux they do nothing."""
+"""Two requests to the operating system that large tensors profit from. Best effort: outside Linux they do nothing."""
 
 from __future__ import annotations
 

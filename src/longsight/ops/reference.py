@@ -44,8 +44,8 @@ def select_blocks(
 ) -> Tensor:
     """Choose at most `topk` blocks per (row, group). index_q [T, H_kv, D_idx] -> int32 [T, H_kv, topk].
 
-    Ids ascend, then -1. The `local_blocks` most recent blocks and the first `init_blocks` count within topk; the rest are
-    the visible blocks with the highest maximal score, the lower id winning ties.
+    Ids ascend, then -1. The `local_blocks` most recent blocks and the first `init_blocks` count within topk; the rest
+    are the visible blocks with the highest maximal score, the lower id winning ties.
     """
     block = pages.layout.block_size
     out = torch.full((*index_q.shape[:2], topk), -1, dtype=torch.int32)
