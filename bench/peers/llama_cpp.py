@@ -132,7 +132,17 @@ def _source() -> Path:
     if not any(WORK.glob(pattern)):
         archives = sorted(WORK.glob("llama_cpp_python-*.tar.gz"))
         if not archives:
-            download = [sys.executable, "-m", "pip", "download", "--no-binary", "llama-cpp-python", "--no-deps", "-d", str(WORK)]
+            download = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--no-binary",
+                "llama-cpp-python",
+                "--no-deps",
+                "-d",
+                str(WORK),
+            ]
             _run([*download, PACKAGE], "download")
             archives = sorted(WORK.glob("llama_cpp_python-*.tar.gz"))
         with tarfile.open(archives[-1]) as archive:
