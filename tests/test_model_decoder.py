@@ -109,7 +109,7 @@ def test_a_hook_sees_every_row_whatever_logits_are_wanted(model: Model) -> None:
         logit_rows=torch.tensor([LENGTH - 1]),
         on_select=lambda layer, ids: seen.update({layer: list(ids.shape)}),
     )
-    assert seen == dict.fromkeys((1, 2, 3), [LENGTH, 2, 3])
+    assert seen == {layer: [LENGTH, 2, 3] for layer in (1, 2, 3)}
 
 
 def test_rope_tables_at_a_million() -> None:
