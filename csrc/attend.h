@@ -47,7 +47,7 @@ struct Attention {
 
   // rows of q against the first `visible` tokens of one block; S and P are scratch of [ATTEND_CHUNK, block].
   void step(const A_of<T>* q, size_t ldq, int rows, State s, const T* k, const T* v, int visible, float* S, A_of<T>* P,
-            Prefetch* prefetch) const {
+            NextBlock& next) const {
     const int k_width = strip_width(block), k_steps = dim / PER_LANE<T>;
     const int v_width = strip_width(dim), v_steps = visible / PER_LANE<T>;
     const int columns = (visible + k_width - 1) / k_width * k_width;
@@ -55,16 +55,16 @@ struct Attention {
       const int n = rows - r0 < ATTEND_CHUNK ? rows - r0 : ATTEND_CHUNK;
       for (int s0 = 0; s0 < columns; s0 += k_width)
         strip<T, Out::Store>(q + r0 * ldq, ldq, n, (const uint32_t*)k + size_t(s0) * k_steps, k_width, k_steps, S + s0,
-                             block, prefetch);
+                             block, next);
       softmax(S, P, n, visible, columns, s, r0);
       for (int d0 = 0; d0 < dim; d0 += v_width) {
         const uint32_t* b = (const uint32_t*)v + size_t(d0) * (block / PER_LANE<T>);
         float* out = s.out + size_t(r0) * dim + d0;
-        if (v_steps) strip<T, Out::Accumulate>(P, block, n, b, v_width, v_steps, out, dim, prefetch);
+        if (v_steps) strip<T, Out::Accumulate>(P, block, n, b, v_width, v_steps, out, dim, next);
         if (visible % PER_LANE<T>) {  // the last pair's second token does not exist yet: its slot may hold anything
           uint32_t pair[64];
           for (int i = 0; i < v_width; i++) pair[i] = b[size_t(v_steps) * v_width + i] & 0xffffu;
-          strip<T, Out::Accumulate>(P + v_steps * PER_LANE<T>, block, n, pair, v_width, 1, out, dim);
+          strip<T, Out::Accumulate>(P + v_steps * PER_LANE<T>, block, n, pair, v_width, 1, out, dim, NoPrefetch{});
         }
       }
     }
@@ -175,15 +175,15 @@ struct Attention {
   }
 
   // Tokens [i0, i1) of the tile, all of which see `visible` tokens of the block.
-  void run(const Work& w, int i0, int i1, int32_t page_id, long kv_head, int visible, Prefetch* prefetch) const {
+  void run(const Work& w, int i0, int i1, int32_t page_id, long kv_head, int visible, NextBlock& next) const {
     const size_t r = size_t(i0) * group;
     const State s{w.state.out + r * dim, w.state.max + r, w.state.sum + r * VL};
     step(w.q + r * dim, dim, (i1 - i0) * group, s, page(a.k, page_id, kv_head), page(a.v, page_id, kv_head), visible,
-         w.S, w.P, prefetch);
+         w.S, w.P, next);
   }
 
-  Prefetch lookahead(int32_t page_id, long kv_head) const {
-    return Prefetch(page(a.k, page_id, kv_head), page(a.v, page_id, kv_head), page_elements() * sizeof(T));
+  NextBlock lookahead(int32_t page_id, long kv_head) const {
+    return NextBlock(page(a.k, page_id, kv_head), page(a.v, page_id, kv_head), page_elements() * sizeof(T));
   }
 
   int sparse_tile(const Tile& t, long kv_head) const {
@@ -212,7 +212,7 @@ struct Attention {
         if (id == now) id = c + 1 < a.topk ? list[c + 1] : -1;
         if (id >= 0 && id < next) next = id;
       }
-      Prefetch ahead = next == END ? Prefetch() : lookahead(pages[next], kv_head);
+      NextBlock ahead = next == END ? NextBlock() : lookahead(pages[next], kv_head);
       for (int i = 0; i < t.tokens;) {
         if (head(i) != now) {
           i++;
@@ -226,7 +226,7 @@ struct Attention {
         int j = i + 1;
         w.cursor[i]++;
         while (j < t.tokens && head(j) == now && visible(j) == seen) w.cursor[j++]++;
-        if (seen > 0) run(w, i, j, pages[now], kv_head, seen, &ahead);
+        if (seen > 0) run(w, i, j, pages[now], kv_head, seen, ahead);
         i = j;
       }
     }
@@ -238,12 +238,12 @@ struct Attention {
   void dense_blocks(const Tile& t, const Work& w, long kv_head, long b0, long b1) const {
     const int32_t* pages = a.batch.block_table + t.sequence * a.batch.max_blocks;
     for (long b = b0; b < b1; b++) {
-      Prefetch ahead = b + 1 < b1 ? lookahead(pages[b + 1], kv_head) : Prefetch();
+      NextBlock ahead = b + 1 < b1 ? lookahead(pages[b + 1], kv_head) : NextBlock();
       const long first_seeing = b * block - t.position, first_full = first_seeing + block - 1;  // token offsets
       const int full = int(first_full < 0 ? 0 : first_full > t.tokens ? t.tokens : first_full);
-      if (full < t.tokens) run(w, full, t.tokens, pages[b], kv_head, block, &ahead);
+      if (full < t.tokens) run(w, full, t.tokens, pages[b], kv_head, block, ahead);
       for (int i = int(first_seeing < 0 ? 0 : first_seeing); i < full; i++)
-        run(w, i, i + 1, pages[b], kv_head, int(t.position + i + 1 - b * block), &ahead);
+        run(w, i, i + 1, pages[b], kv_head, int(t.position + i + 1 - b * block), ahead);
     }
   }
 

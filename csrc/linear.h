@@ -11,6 +11,7 @@
 namespace LS_NS {
 
 constexpr int LINEAR_ROWS = 96;   // rows per work item
+constexpr int LINEAR_AHEAD = 8192; // bytes of W fetched ahead when it is read only once
 constexpr int LINEAR_DEPTH = 512; // inner elements per pass: a strip's part and the rows' part stay in L2
 
 // out [rows, width] += x W^T for one strip of W; `sum` is [rows, width] fp32 scratch, zeroed here.
@@ -21,8 +22,9 @@ void linear_strip(const T* x, size_t ldx, int rows, const T* w, int width, int i
     const int depth = in - k0 < LINEAR_DEPTH ? in - k0 : LINEAR_DEPTH;
     size_t lda;
     const A_of<T>* a = operand_rows<T>(x + k0, ldx, rows, depth, widened, &lda);
-    strip<T, Out::Accumulate>(a, lda, rows, (const uint32_t*)w + size_t(k0 / PER_LANE<T>) * width, width,
-                              depth / PER_LANE<T>, sum, width);
+    const uint32_t* b = (const uint32_t*)w + size_t(k0 / PER_LANE<T>) * width;
+    const char* later = rows <= 2 * MR ? (const char*)b + LINEAR_AHEAD : nullptr;  // bound by memory, not arithmetic
+    strip<T, Out::Accumulate>(a, lda, rows, b, width, depth / PER_LANE<T>, sum, width, Stream{Lines{later, later}});
   }
 }
 

@@ -123,11 +123,11 @@ int scan_tile(const ls_select_args& a, const SelectTile& t, long b0, long b1, in
                                  : p0 + i + 1 < b1 ? keys + size_t(pages[p0 + i + 1]) * page_lanes
                                                    : at;
           const size_t half = strip_lanes * 2;  // bytes
-          Prefetch ahead = few ? Prefetch(Lines{(const char*)at + half, (const char*)next - half}) : Prefetch();
+          const Stream ahead{few ? Lines{(const char*)at + half, (const char*)next - half} : Lines{}};
           if (s == 0)
-            strip<T, Out::MaxFirst>(q + g * lda, lda, n, at, width, steps, lane_max, VL, &ahead);
+            strip<T, Out::MaxFirst>(q + g * lda, lda, n, at, width, steps, lane_max, VL, ahead);
           else
-            strip<T, Out::Max>(q + g * lda, lda, n, at, width, steps, lane_max, VL, &ahead);
+            strip<T, Out::Max>(q + g * lda, lda, n, at, width, steps, lane_max, VL, ahead);
         }
         for (int r = 0; r < n; r += 16) max_of_rows(lane_max + r * VL, panel + size_t(i) * rows16 + g + r);
       }

@@ -62,10 +62,10 @@ LS_NOINLINE void tile(const A_of<T>* a, size_t lda, const uint32_t* b, size_t ld
       const char* line = (2 * s < steps ? prefetch.early : prefetch.late) + size_t(s) * PREFETCH * 64;
 #pragma GCC unroll 4
       for (int i = 0; i < PREFETCH; i++) {
-        if constexpr (OUT == Out::Store || OUT == Out::Accumulate)
-          __builtin_prefetch(line + i * 64, 0, 2);  // the next block: into L2
+        if constexpr (PREFETCH == 4)
+          __builtin_prefetch(line + i * 64, 0, 3);  // wanted soon: into L1
         else
-          __builtin_prefetch(line + i * 64, 0, 3);  // the scan: the same strip soon
+          __builtin_prefetch(line + i * 64, 0, 2);
       }
     }
     if constexpr (PER_LANE<T> == 1) {
@@ -126,18 +126,20 @@ LS_NOINLINE void tile(const A_of<T>* a, size_t lda, const uint32_t* b, size_t ld
   }
 }
 
-// Lines still to be fetched, handed out to the tiles as they run.
-class Prefetch {
+// Three ways to fetch ahead. LINES per step; take(bytes) says from where, or nowhere.
+struct NoPrefetch {
+  static constexpr int LINES = 0;
+};
+
+// Attention: the pages of the next block, handed out to the tiles of this one as they run (1.3 lines per step would do).
+class NextBlock {
  public:
-  Prefetch() = default;
-  // Two ranges, one after the other.
-  Prefetch(const void* a, const void* b, size_t bytes)
-      : at_((const char*)a), end_(at_ + bytes), then_((const char*)b), then_end_(then_ + bytes) {}
-  // The same lines for every tile.
-  explicit Prefetch(Lines fixed) : fixed_(fixed) {}
+  static constexpr int LINES = 2;
+  NextBlock() = default;
+  NextBlock(const void* k, const void* v, size_t bytes)
+      : at_((const char*)k), end_(at_ + bytes), then_((const char*)v), then_end_(then_ + bytes) {}
 
   LS_INLINE Lines take(size_t bytes) {
-    if (fixed_.early) return fixed_;
     if (at_ >= end_) {
       at_ = then_;
       end_ = then_end_;
@@ -151,28 +153,33 @@ class Prefetch {
 
  private:
   const char *at_ = nullptr, *end_ = nullptr, *then_ = nullptr, *then_end_ = nullptr;
-  Lines fixed_;
+};
+
+// A scan or a matrix-vector product: every line of B is used once, so fetch the same stream a little ahead.
+struct Stream {
+  static constexpr int LINES = 4;
+  Lines ahead;
+  LS_INLINE Lines take(size_t) const { return ahead; }
 };
 
 // Rows in tiles of nearly equal height: 8 rows are 4 + 4, since a tile of 2 would wait for its own results.
-template <class T, int NV, Out OUT>
+template <class T, int NV, Out OUT, class P>
 LS_INLINE void rows_by_tile(const A_of<T>* a, size_t lda, int rows, const uint32_t* b, size_t ldb, int steps, float* c,
-                            size_t ldc, Prefetch* prefetch) {
-  // A scan with one row tile reads 4 new lines per step; the attention kernels need 1.3 of the next block per step.
-  constexpr int LINES = OUT == Out::Store || OUT == Out::Accumulate ? 2 : 4;
+                            size_t ldc, P& prefetch) {
   int tiles = (rows + MR - 1) / MR;
   while (rows > 0) {
     const int height = (rows + tiles - 1) / tiles;
-    const Lines p = prefetch ? prefetch->take(size_t(steps) * LINES * 64) : Lines{};
+    Lines lines;
+    if constexpr (P::LINES > 0) lines = prefetch.take(size_t(steps) * P::LINES * 64);
     switch (height) {
-#define LS_HEIGHT(N)                                                \
-  case N:                                                           \
-    if constexpr (N <= MR) {                                        \
-      if (p.early)                                                  \
-        tile<T, N, NV, OUT, LINES>(a, lda, b, ldb, steps, c, ldc, p); \
-      else                                                          \
-        tile<T, N, NV, OUT, 0>(a, lda, b, ldb, steps, c, ldc, p);   \
-    }                                                               \
+#define LS_HEIGHT(N)                                                          \
+  case N:                                                                     \
+    if constexpr (N <= MR) {                                                  \
+      if (P::LINES > 0 && lines.early)                                        \
+        tile<T, N, NV, OUT, P::LINES>(a, lda, b, ldb, steps, c, ldc, lines);  \
+      else                                                                    \
+        tile<T, N, NV, OUT, 0>(a, lda, b, ldb, steps, c, ldc, lines);         \
+    }                                                                         \
     break;
       LS_HEIGHT(1) LS_HEIGHT(2) LS_HEIGHT(3) LS_HEIGHT(4) LS_HEIGHT(5) LS_HEIGHT(6)
 #undef LS_HEIGHT
@@ -187,9 +194,9 @@ LS_INLINE void rows_by_tile(const A_of<T>* a, size_t lda, int rows, const uint32
 }
 
 // One strip of `width` packed rows against `rows` rows of A. For Max*, c is [rows, VL] and every column folds into it.
-template <class T, Out OUT>
+template <class T, Out OUT, class P>
 LS_INLINE void strip(const A_of<T>* a, size_t lda, int rows, const uint32_t* b, int width, int steps, float* c,
-                     size_t ldc, Prefetch* prefetch = nullptr) {
+                     size_t ldc, P&& prefetch) {
   constexpr Out REST = OUT == Out::MaxFirst ? Out::Max : OUT;
   constexpr bool FOLD = OUT == Out::MaxFirst || OUT == Out::Max;
   constexpr int COLUMNS = NV_MAX * VL;

@@ -237,8 +237,7 @@ def moe(
         raise UnsupportedError(f"expert ids must lie in 0..{count - 1}")
     if hidden % 16 or experts.down[0].in_features % 16:
         raise UnsupportedError(f"experts of {hidden} x {experts.down[0].in_features}: both must be multiples of 16")
-    gate_up = (ctypes.c_void_p * count)(*(w.data.data_ptr() for w in experts.gate_up))
-    down = (ctypes.c_void_p * count)(*(w.data.data_ptr() for w in experts.down))
+    gate_up, down = experts.addresses
     y = torch.empty(rows, hidden)
     for begin in range(0, rows, MOE_ROWS):
         part = slice(begin, min(begin + MOE_ROWS, rows))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,3 +44,12 @@ class PackedExperts:
 
     gate_up: tuple[PackedLinear, ...]
     down: tuple[PackedLinear, ...]
+
+    @cached_property
+    def addresses(self) -> tuple[ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_void_p]]:
+        """Where each expert's packed weights lie: one array for gate_up, one for down."""
+        array = ctypes.c_void_p * len(self.down)
+        return (
+            array(*(w.data.data_ptr() for w in self.gate_up)),
+            array(*(w.data.data_ptr() for w in self.down)),
+        )
