@@ -63,7 +63,7 @@ LS_NOINLINE void tile(const A_of<T>* a, size_t lda, const uint32_t* b, size_t ld
 #pragma GCC unroll 4
       for (int i = 0; i < PREFETCH; i++) {
         if constexpr (PREFETCH == 4)
-          __builtin_prefetch(line + i * 64, 0, 3);  // wanted soon: into L1
+          __builtin_prefetch(line + i * 64, 0, 0);  // used once, soon
         else
           __builtin_prefetch(line + i * 64, 0, 2);
       }
