@@ -1,5 +1,6 @@
 """Many requests over one model: pages, scheduling, sampling, and the step that runs them."""
 
+from longsight.engine.defaults import SamplingDefaults
 from longsight.engine.driver import DriverStats, EngineDriver, Stream
 from longsight.engine.engine import Engine
 from longsight.engine.errors import (
@@ -30,6 +31,7 @@ __all__ = [
     "PageAllocator",
     "QueueFullError",
     "Request",
+    "SamplingDefaults",
     "SamplingParams",
     "Selection",
     "StepFailedError",

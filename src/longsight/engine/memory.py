@@ -47,15 +47,22 @@ def plan_pages(
 def available_bytes() -> int:
     """Bytes this process may still take: free memory of the machine or of its control group, whichever is less."""
     candidates = [_machine_free()]
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for directory, limit, used in (
+        (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         try:
-            candidates.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+            free = int((directory / limit).read_text()) - int((directory / used).read_text())
+            candidates.append(free + _idle_file_cache(directory / "memory.stat"))
         except (OSError, ValueError):
             continue  # not Linux, no such controller, or "max"
     return max(min(candidates), 0)
+
+
+def _idle_file_cache(stat: Path) -> int:
+    """Bytes that a control group counts as used but gives back on demand, a mapped checkpoint's for the most part."""
+    fields = dict(line.split() for line in stat.read_text().splitlines())
+    return int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))
 
 
 def _machine_free() -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from longsight.engine.errors import EngineConfigError
 from longsight.engine.request import Request, Selection
 from longsight.engine.sampler import sample
 from longsight.engine.scheduler import Work
@@ -26,7 +27,10 @@ class Runner:
 
     def __init__(self, model: Model, *, pages: int, block_size: int, max_running: int, max_blocks: int) -> None:
         self.model, self.block_size = model, block_size
-        self.cache = model.allocate_cache(pages)
+        try:
+            self.cache = model.allocate_cache(pages)
+        except (RuntimeError, MemoryError) as error:
+            raise EngineConfigError(f"no memory for {pages} pages of the cache: {error}") from error
         self._table = torch.full((max_running, max_blocks), -1, dtype=torch.int32)
         self._owner = [-1] * max_running
 

@@ -11,12 +11,12 @@ from anyio import to_thread
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from longsight.engine import EngineDriver, Request, Stream
+from longsight.engine import EngineDriver, Request, SamplingDefaults, Stream
 from longsight.server.body import read_text, unless_gone
 from longsight.server.chat_template import ChatTemplate
 from longsight.server.errors import ApiError, as_api_error, invalid
 from longsight.server.openai import Answer, ChatDialect, Dialect, TextDialect, usage
-from longsight.server.schema import ChatFields, CommonFields, CompletionFields, Defaults, parse
+from longsight.server.schema import ChatFields, CommonFields, CompletionFields, parse
 from longsight.server.sse import DONE, KEEP_ALIVE, EventStream, frame
 
 COMPLETION_MAX_TOKENS = 16  # the protocol's default for /v1/completions
@@ -30,13 +30,18 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Service:
-    """What the endpoints work with. body_limit in bytes; keep_alive: seconds of silence before a stream says so."""
+    """What the endpoints work with.
+
+    chat_max_tokens: the length of a chat answer whose request doesn't say (its pages are reserved while it runs).
+    body_limit: bytes. keep_alive: seconds of silence after which a stream says that it lives.
+    """
 
     driver: EngineDriver
     tokenizer: Tokenizer
     model_id: str
     chat_template: ChatTemplate | None = None
-    defaults: Defaults = field(default_factory=Defaults)
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    chat_max_tokens: int = 4096
     body_limit: int = 64 * 2**20
     keep_alive: float = 10.0
     created: int = field(default_factory=lambda: int(time.time()))
@@ -72,7 +77,7 @@ def _prepare_chat(service: Service, body: str) -> tuple[CommonFields, list[Reque
         )
     # The template writes the special tokens itself.
     tokens = service.tokenizer.encode(service.chat_template.render(messages), add_special_tokens=False)
-    return fields, [service.request(tokens, fields, service.defaults.max_tokens)]
+    return fields, [service.request(tokens, fields, service.chat_max_tokens)]
 
 
 def _prepare_completions(service: Service, body: str) -> tuple[CommonFields, list[Request]]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from longsight.engine import InvalidRequestError, SamplingParams
+from longsight.engine import InvalidRequestError, SamplingDefaults, SamplingParams
 from longsight.engine.request import to_token_array
 from longsight.server.errors import invalid
 
@@ -35,19 +34,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "functions": (None, []),
     "response_format": (None, {"type": "text"}),
 }
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """Sampling where a request is silent: the checkpoint's generation_config.json, or the protocol's defaults.
-
-    max_tokens bounds a chat answer whose request doesn't say; its pages are reserved while it runs.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_tokens: int = 4096
 
 
 class StreamOptions(BaseModel):
@@ -79,7 +65,7 @@ class CommonFields(BaseModel):
         """The asked-for length of the answer, or None."""
         return self.max_tokens
 
-    def sampling(self, defaults: Defaults, default_length: int) -> SamplingParams:
+    def sampling(self, defaults: SamplingDefaults, default_length: int) -> SamplingParams:
         """Raises ApiError 400 naming the field and its range. default_length: the answer's, where none is asked for."""
         limit = self.answer_limit()
         if limit is None:

@@ -1,0 +1,64 @@
+"""A checkpoint's own sampling defaults, and a cache that the machine has no room for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fake_model import FakeModel
+from longsight.engine import Engine, EngineConfigError, SamplingDefaults
+from longsight.engine.memory import available_bytes
+from longsight.model import ConfigError
+
+
+def write(directory: Path, config: Any) -> Path:
+    (directory / "generation_config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    return directory
+
+
+def test_without_a_file_the_protocols_own(tmp_path: Path) -> None:
+    assert SamplingDefaults.from_checkpoint(tmp_path) == SamplingDefaults(1.0, 1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"temperature": 0.7, "top_p": 0.95, "top_k": 40, "eos_token_id": 5}, SamplingDefaults(0.7, 0.95, 40)),
+        ({"temperature": None, "top_p": 0.9}, SamplingDefaults(1.0, 0.9, 0)),
+        ({"do_sample": False, "temperature": 0.7}, SamplingDefaults(0.0, 1.0, 0)),
+        ({"do_sample": True}, SamplingDefaults()),
+    ],
+)
+def test_what_the_checkpoint_says(tmp_path: Path, config: Any, expected: SamplingDefaults) -> None:
+    assert SamplingDefaults.from_checkpoint(write(tmp_path, config)) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"temperature": 9}, "temperature is 9"),
+        ({"top_p": "a lot"}, "generation_config.json"),
+        ({"top_k": -2}, "top_k"),
+    ],
+)
+def test_what_makes_no_sense(tmp_path: Path, config: Any, words: str) -> None:
+    with pytest.raises(EngineConfigError, match=words):
+        SamplingDefaults.from_checkpoint(write(tmp_path, config))
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        SamplingDefaults.from_checkpoint(write(tmp_path, "{"))
+
+
+def test_a_cache_that_cannot_be_allocated() -> None:
+    class Greedy(FakeModel):
+        def allocate_cache(self, pages: int) -> Any:
+            raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
+
+    with pytest.raises(EngineConfigError, match="no memory for 10 pages of the cache: can't allocate"):
+        Engine(Greedy(), kv_bytes=10 * FakeModel().config.page_bytes())  # type: ignore[arg-type]
+
+
+def test_free_memory_is_between_nothing_and_everything() -> None:
+    assert 2**20 < available_bytes() < 2**50
