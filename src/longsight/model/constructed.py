@@ -5,12 +5,12 @@ Two layers of exact MiniMax-M3 arithmetic. Token ids are bytes.
 - Layer 0 has one head per distance 1..16. Rotation alone makes head i attend to the token i places back, so each token
   collects a *signature* of the 16 tokens before it, S_k (for itself as a key) and S_q (as a query, itself included),
   nearer tokens weighing more.
-- Layer 1 compares signatures without rotation. Its index branch finds the block whose token had the most similar past, its
-  main branch attends to that token with a very peaked softmax, copies its code, and the output matrix reads it as the next
-  token.
+- Layer 1 compares signatures without rotation. Its index branch finds the block whose token had the most similar past,
+  its main branch attends to that token with a very peaked softmax, copies its code, and the output matrix reads it as
+  the next token.
 
-The answer is right only if the index branch picks the right block among all; that makes the model a measuring instrument. It
-knows nothing, and where no earlier text matches it is confidently wrong. MLPs are present and all zero.
+The answer is right only if the index branch picks the right block among all, which makes the model a measuring
+instrument. It knows nothing, and where no earlier text matches it is confidently wrong. MLPs are present and all zero.
 
 Hidden state, 384 channels: token code A (0..127), S_q (128..191), S_k (192..255), output OUT (256..383).
 """
@@ -171,13 +171,13 @@ def tensors() -> dict[str, Tensor]:
     o1 = torch.zeros(HIDDEN, HEADS, HEAD_DIM)
     o1[OUT] = (4 / HEADS) * eye[:, None].expand(CODE, HEADS, HEAD_DIM)
 
-    embedding, head = torch.zeros(VOCAB, HIDDEN), torch.zeros(VOCAB, HIDDEN)
-    embedding[:, A], head[:, OUT] = codes, 0.25 * codes
+    embedding, output = torch.zeros(VOCAB, HIDDEN), torch.zeros(VOCAB, HIDDEN)
+    embedding[:, A], output[:, OUT] = codes, 0.25 * codes
     prefix = "language_model.model."
-    out = {
+    out: dict[str, Tensor] = {
         f"{prefix}embed_tokens.weight": embedding,
         f"{prefix}norm.weight": torch.zeros(HIDDEN),
-        "language_model.lm_head.weight": head,
+        "language_model.lm_head.weight": output,
     }
     for layer, q, k, index_q, index_k, o, gain in (
         (0, q0.flatten(0, 1), k0, index0, index0, o0, 5.0),
@@ -206,7 +206,7 @@ def tensors() -> dict[str, Tensor]:
 
 
 def token_codes() -> Tensor:
-    """[VOCAB, 128] of +-1: orthogonal within each 128 ids, correlation at most 1/4 between; channel 0 is +1 for all.
+    """[VOCAB, 128] of +-1: orthogonal within each 128 ids, correlation at most 1/8 between; channel 0 is +1 for all.
 
     Rows of a Hadamard matrix, for each further 128 ids multiplied by a quadratic sign pattern (a Kerdock-like code).
     """
@@ -216,7 +216,7 @@ def token_codes() -> Tensor:
     rng = random.Random(0)
     groups = [hadamard]
     while len(groups) * CODE < VOCAB:
-        candidates = []
+        candidates: list[tuple[float, int, Tensor]] = []
         for _ in range(400):
             form = torch.tensor([[float(j > i and rng.random() < 0.5) for j in range(7)] for i in range(7)])
             signs = 1.0 - 2.0 * (((bits.float() @ form) * bits).sum(1) % 2)

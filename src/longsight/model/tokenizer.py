@@ -19,8 +19,8 @@ FILE = "tokenizer.json"
 class Tokenizer:
     """A checkpoint's tokenizer.
 
-    A tokenizer whose tokens are single bytes is run as a table look-up: the library's own record of a million tokens takes
-    hundreds of megabytes, the ids four.
+    A tokenizer whose tokens are single bytes is run as a table look-up: the library's own record of a million tokens
+    takes hundreds of megabytes, the ids four.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, byte_ids: np.ndarray[Any, np.dtype[np.int32]] | None) -> None:
@@ -58,7 +58,7 @@ class Tokenizer:
 
 
 def _byte_ids(config: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> np.ndarray[Any, np.dtype[np.int32]] | None:
-    """int32 [256]: the id of each byte, if every token of this tokenizer is one byte and nothing else touches the text."""
+    """int32 [256]: the id of each byte, if every token is one byte and nothing else touches the text; else None."""
     model, pre = config.get("model") or {}, config.get("pre_tokenizer") or {}
     plain = (
         model.get("type") == "BPE"
