@@ -1,0 +1,148 @@
+"""`longsight cost`: what a model's attention costs at each context length."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from longsight.model import ModelConfig
+    from longsight.ops.cost import ModelShape
+
+EPILOG = """\
+examples:
+  longsight cost                                    the published MiniMax-M3
+  longsight cost path/to/checkpoint                 a checkpoint directory, or its config.json
+  longsight cost --tokens 32768,1000000             context lengths of your own
+
+"attention" counts attention alone, "forward" the whole model with its matrix products. "all dense" is the same model
+with every layer reading everything. A fused multiply-add counts 2; prefill is the causal total of a whole prompt.
+"""
+DEFAULT_TOKENS = "4096,32768,131072,262144,524288,1048576"
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    parser = subparsers.add_parser(
+        "cost",
+        help="FLOPs, bytes and cache memory of a model at each context length",
+        description="FLOPs, bytes and cache memory of a model at each context length, sparse beside dense.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model", nargs="?", help="checkpoint directory or config.json; default: the published MiniMax-M3"
+    )
+    parser.add_argument(
+        "--tokens", type=_lengths, default=_lengths(DEFAULT_TOKENS), metavar="N,N,...", help="context lengths"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from longsight.ops.cost import MINIMAX_M3
+
+    name, shape = "MiniMax-M3 (published)", MINIMAX_M3
+    if args.model:
+        from longsight.model import ModelConfig
+
+        path = Path(args.model)
+        shape = shape_of(ModelConfig.from_file(path / "config.json" if path.is_dir() else path))
+        name = str(path)
+    console = Console()
+    for table in _tables(name, shape, args.tokens):
+        console.print(table)
+    return 0
+
+
+def shape_of(config: ModelConfig) -> ModelShape:
+    """The cost model's view of a configuration."""
+    from longsight.ops.cost import AttentionShape, ModelShape
+
+    h, heads = config.hidden_size, config.num_heads * config.head_dim
+    sparse = sum(kind == "sparse" for kind in config.attention_kinds)
+    moe = sum(kind == "moe" for kind in config.mlp_kinds)
+    groups = config.num_kv_heads
+    per_layer = 2 * heads * h + 2 * groups * config.head_dim * h
+    index = (groups + 1) * config.index_dim * h if sparse else 0
+    dense_mlp = 3 * config.dense_intermediate_size * h
+    experts = 3 * (config.experts_per_token * config.intermediate_size + config.shared_intermediate_size) * h
+    linear = (
+        config.num_layers * per_layer
+        + sparse * index
+        + (config.num_layers - moe) * dense_mlp
+        + moe * (experts + config.num_experts * h)
+        + config.vocab_size * h
+    )
+    attention = AttentionShape(
+        config.num_heads, groups, config.head_dim, config.index_dim, config.block_size, config.topk_blocks
+    )
+    return ModelShape(attention, config.num_layers - sparse, sparse, linear)
+
+
+def _tables(name: str, shape: ModelShape, lengths: list[int]) -> list[Any]:
+    from rich.table import Table
+
+    from longsight.ops import cost
+
+    layer = Table(title=f"{name}: one sparse attention layer")
+    for column in ("context", "dense", "index", "main", "ratio", "GQA read", "MSA read", "ratio"):
+        layer.add_column(column, justify="right")
+    layer.caption = "GFLOP per prompt token (causal average); bytes read per decoded token"
+    for n in lengths:
+        a = shape.attention
+        dense, sparse = cost.dense_prefill_flops(a, n), cost.msa_prefill_flops(a, n)
+        gqa, msa = cost.gqa_decode_bytes(a, n), cost.msa_decode_bytes(a, n)
+        layer.add_row(
+            f"{n:,}",
+            f"{dense / n / 1e9:.3f}",
+            f"{cost.index_prefill_flops(a, n) / n / 1e9:.3f}",
+            f"{cost.main_prefill_flops(a, n) / n / 1e9:.3f}",
+            f"{dense / sparse:.2f}x",
+            _bytes(gqa),
+            _bytes(msa),
+            f"{gqa / msa:.2f}x",
+        )
+    whole = Table(title=f"{name}: {shape.full_layers} full and {shape.sparse_layers} sparse layers")
+    whole.add_column("context", justify="right")
+    for phase, column in (
+        ("prefill PFLOP", "attention"),
+        ("prefill PFLOP", "attention, all dense"),
+        ("prefill PFLOP", "forward"),
+        ("prefill PFLOP", "forward, all dense"),
+        ("decode reads", "attention"),
+        ("decode reads", "attention, all dense"),
+        ("decode reads", "forward"),
+    ):
+        whole.add_column(f"{phase}\n{column}", justify="right")
+    whole.add_column("cache\nmemory", justify="right")
+    whole.caption = "prefill: the whole prompt; decode: bytes read per token"
+    for n in lengths:
+        whole.add_row(
+            f"{n:,}",
+            *(f"{cost.attention_prefill_flops(shape, n, all_dense=d) / 1e15:,.3f}" for d in (False, True)),
+            *(f"{cost.forward_prefill_flops(shape, n, all_dense=d) / 1e15:,.3f}" for d in (False, True)),
+            *(_bytes(cost.attention_decode_bytes(shape, n, all_dense=d)) for d in (False, True)),
+            _bytes(cost.forward_decode_bytes(shape, n)),
+            _bytes(cost.kv_bytes_per_token(shape) * n),
+        )
+    return [layer, whole]
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1024
+    return f"{count:,.2f} TiB"
+
+
+def _lengths(text: str) -> list[int]:
+    try:
+        lengths = [int(part) for part in text.split(",")]
+    except ValueError:
+        lengths = []
+    if not lengths or min(lengths) < 1 or max(lengths) > 1 << 40:
+        raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers from 1 to 2^40, separated by commas")
+    return lengths
