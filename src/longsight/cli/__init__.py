@@ -1,0 +1,1 @@
+"""The `longsight` command: one dispatcher, one small module per command."""

@@ -1,0 +1,80 @@
+"""`longsight COMMAND`: finds the command, and turns every expected error into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
+
+from longsight import __version__
+
+COMMANDS = ("serve", "generate", "cost", "demo")
+DESCRIPTION = """\
+MiniMax-M3-style models with exact sparse attention, on the hardware you have.
+
+  longsight serve                                   serve the built-in model on http://127.0.0.1:8000/v1
+  longsight serve path/to/checkpoint                serve a checkpoint directory
+  longsight generate path/to/checkpoint -f book.txt continue a text, without a server
+
+`longsight COMMAND --help` explains each command with examples.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Complains in one line, like every other error of this program."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"longsight: error: {message} (try: {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. 0: done; 1: an error, told in one line on stderr; 2: wrong usage; 130: interrupted."""
+    modules = {name: importlib.import_module(f"longsight.cli.{name}") for name in COMMANDS}
+    args = _parser(modules).parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="longsight: %(levelname)s: %(message)s")
+    try:
+        code: int = modules[args.command].run(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("longsight: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has seen enough. Python would complain again when it closes stdout at exit.
+        sys.stdout = None
+        return 1
+    except Exception as error:
+        message = _one_line(error)
+        if message is None:
+            raise
+        print(f"longsight: error: {message}", file=sys.stderr)
+        return 1
+
+
+def _parser(modules: dict[str, ModuleType]) -> argparse.ArgumentParser:
+    parser = Parser("longsight", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"longsight {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in modules.values():
+        module.add_parser(subparsers)
+    return parser
+
+
+def _one_line(error: Exception) -> str | None:
+    """What to tell the user; None for a defect, whose traceback is wanted."""
+    # Imported here because it brings torch along, which `--help` can do without.
+    from longsight.ops import LongsightError
+
+    if isinstance(error, LongsightError | OSError):
+        return " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError) and error.name in ("starlette", "uvicorn", "pydantic", "jinja2", "anyio"):
+        return f"this command needs {error.name}, which is not installed; try: pip install 'longsight[server]'"
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Options that `serve` and `generate` share, and what they build: model, tokenizer, engine."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longsight.cli.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from longsight.engine import Engine
+    from longsight.model import Model
+    from longsight.model.tokenizer import Tokenizer
+
+DTYPES = ("bfloat16", "float32")
+
+
+def byte_size(text: str) -> int:
+    """'8GiB', '8G', '1.5GB', '8000000000' -> bytes. GB counts in thousands, GiB and G in 1024s."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B?)", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 8GiB, 512MiB or a number of bytes")
+    number, unit, suffix = match[1], match[2].upper(), match[3].lower()
+    power = " KMGT".index(unit or " ")
+    return int(float(number) * (1000 if suffix == "b" else 1024) ** power)
+
+
+def positive(text: str) -> int:
+    """A positive integer; underscores and commas may separate digits."""
+    digits = text.replace(",", "").replace("_", "")
+    if not digits.isdecimal() or int(digits) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(digits)
+
+
+def port(text: str) -> int:
+    """A TCP port; 0 asks the system for a free one."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; ports run from 0 to 65535")
+    return int(text)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a directory with config.json, *.safetensors and tokenizer.json; default: the built-in constructed model, "
+        "which looks up what followed an earlier match in its context and knows nothing else",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="of weights and cache; default: as the checkpoint says")
+    parser.add_argument(
+        "--backend", help="cpu (compiled kernels) or reference (plain PyTorch, slow); default: the fastest that runs"
+    )
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads; default: all cores")
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-model-len",
+        type=positive,
+        metavar="TOKENS",
+        help="the most tokens one request may come to, prompt and answer together; default: the model's own limit, or "
+        "what the cache holds",
+    )
+    parser.add_argument(
+        "--kv-memory",
+        type=byte_size,
+        metavar="SIZE",
+        help="memory for the cache, as 8GiB or in bytes; default: what the longest request needs, if it is free",
+    )
+    parser.add_argument(
+        "--chunk-tokens", type=positive, default=2048, metavar="N", help="prompt tokens per step (default 2048)"
+    )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    model: Model
+    tokenizer: Tokenizer
+
+
+def model_path(args: argparse.Namespace) -> Path:
+    """The checkpoint's directory: MODEL, or the built-in model's, written on first use."""
+    if args.model:
+        return Path(args.model)
+    from longsight.model.constructed import constructed_path
+
+    return constructed_path()
+
+
+def load(path: Path, args: argparse.Namespace) -> Loaded:
+    """Set the threads and load model and tokenizer, with a progress bar if a terminal watches."""
+    import torch
+
+    from longsight.model import load_model
+    from longsight.model.tokenizer import Tokenizer
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    with ProgressBar("loading", is_bytes=True) as bar:
+        model = load_model(path, dtype=dtype, backend=args.backend, progress=bar.update)
+    return Loaded(model, Tokenizer.from_dir(path))
+
+
+def build_engine(loaded: Loaded, args: argparse.Namespace, max_running: int = 1) -> Engine:
+    from longsight.engine import Engine
+
+    return Engine(
+        loaded.model,
+        loaded.tokenizer,
+        max_model_len=args.max_model_len,
+        kv_bytes=args.kv_memory,
+        chunk_tokens=args.chunk_tokens,
+        max_running=max_running,
+    )

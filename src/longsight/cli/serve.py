@@ -1,0 +1,136 @@
+"""`longsight serve`: a model behind the OpenAI API."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+from longsight.cli.options import (
+    Loaded,
+    add_engine_arguments,
+    add_model_arguments,
+    build_engine,
+    byte_size,
+    load,
+    model_path,
+    port,
+    positive,
+)
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from longsight.engine import Engine, EngineDriver
+
+EXAMPLES = """\
+examples:
+  longsight serve                                    the built-in model, on http://127.0.0.1:8000/v1
+  longsight serve path/to/checkpoint --port 9000
+  longsight serve path/to/checkpoint --max-model-len 131072 --kv-memory 8GiB --max-running 4
+
+then, from Python:
+  from openai import OpenAI
+  client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="unused")
+  print(client.completions.create(model="longsight", prompt="abcabcabcabcabcabcab", max_tokens=6, temperature=0))
+
+/v1/chat/completions, /v1/completions, /v1/models, /health. There is no authentication: bind to other addresses than
+this machine's own only behind something that has it.
+"""
+SHUTDOWN_SECONDS = 3
+BUILT_IN_ID = "longsight"
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve a model over the OpenAI API",
+        description="Serve a model over the OpenAI API until Ctrl-C.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_arguments(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=port, default=8000, help="port to listen on (default 8000; 0 = any free one)")
+    parser.add_argument(
+        "--model-id", metavar="NAME", help="the model's name in requests; default: its directory's, or 'longsight'"
+    )
+    add_engine_arguments(parser)
+    parser.add_argument(
+        "--max-running", type=positive, default=8, metavar="N", help="requests that run at once (default 8)"
+    )
+    parser.add_argument(
+        "--max-queue", type=positive, default=256, metavar="N", help="requests that may wait (default 256)"
+    )
+    parser.add_argument(
+        "--max-body", type=byte_size, default=64 * 2**20, metavar="SIZE", help="of a request (default 64MiB)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from longsight.engine import EngineDriver, SamplingDefaults
+    from longsight.server.app import create_app
+    from longsight.server.chat_template import ChatTemplate
+    from longsight.server.generation import Service
+
+    path = model_path(args)
+    defaults, template = SamplingDefaults.from_checkpoint(path), ChatTemplate.from_checkpoint(path)
+    with listen(args.host, args.port) as listener:
+        loaded = load(path, args)
+        engine = build_engine(loaded, args, args.max_running)
+        model_id = args.model_id or (path.resolve().name if args.model else BUILT_IN_ID)
+        driver = EngineDriver(engine, max_queue=args.max_queue)
+        service = Service(driver, loaded.tokenizer, model_id, template, defaults, body_limit=args.max_body)
+        announce(listener, model_id, loaded, engine)
+        try:
+            run_until_signal(create_app(service), listener, driver)
+        finally:
+            driver.close(SHUTDOWN_SECONDS)
+    return 0
+
+
+def run_until_signal(app: ASGIApp, listener: socket.socket, driver: EngineDriver) -> None:
+    """Serve until SIGINT or SIGTERM. Then end the requests under way first, so that their connections can close."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            driver.stop()
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    Server(config).run(sockets=[listener])
+
+
+def listen(host: str, number: int) -> socket.socket:
+    """Take the address before the model is loaded: a port in use is told at once, early clients wait."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, number), family=family)
+    except OSError as error:
+        # create_server() appends the address to the system's words; ours come first.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise OSError(f"cannot listen on {host} port {number}: {reason}") from error
+
+
+def announce(listener: socket.socket, model_id: str, loaded: Loaded, engine: Engine) -> None:
+    host, number = listener.getsockname()[:2]
+    model, pages = loaded.model, engine.pages.total
+    print(
+        f"longsight: serving {model_id} on http://{f'[{host}]' if ':' in host else host}:{number}/v1\n"
+        f"  weights {model.weight_bytes / 2**20:,.0f} MiB in {str(model.dtype).removeprefix('torch.')}; "
+        f"backend {model.backend.NAME} ({model.backend_reason})\n"
+        f"  up to {engine.max_model_len:,} tokens per request; cache {pages:,} pages, "
+        f"{pages * engine.page_bytes / 2**20:,.0f} MiB, {pages * model.config.block_size:,} tokens",
+        file=sys.stderr,
+        flush=True,
+    )
