@@ -283,16 +283,17 @@ struct Attention {
         tile[n++] = Tile{s, t0, int(t0 + tile_tokens < end ? tile_tokens : end - t0), a.batch.kv_lens[s] - end + t0};
     }
     const long segments = (longest + long(ATTEND_SEGMENT) * block - 1) / (long(ATTEND_SEGMENT) * block);
+    // Head by head: threads then share one head's keys and values in the outer cache.
     int status;
     if (a.ids) {
       status = parallel_for(n * a.kv_heads, a.threads, [&](long item) {
-        return sparse_tile(tile[n - 1 - item / a.kv_heads], item % a.kv_heads);
+        return sparse_tile(tile[n - 1 - item % n], item / n);
       });
     } else if (a.threads > 1 && segments > 1 && n * a.kv_heads < 8L * a.threads) {
       status = dense_split(tile, n, segments);
     } else {
       status = parallel_for(n * a.kv_heads, a.threads, [&](long item) {
-        return dense_tile(tile[n - 1 - item / a.kv_heads], item % a.kv_heads);
+        return dense_tile(tile[n - 1 - item % n], item / n);
       });
     }
     free(tile);
