@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,14 @@ import numpy as np
 import tokenizers
 
 from longsight.model.errors import CheckpointError
+from longsight.ops.errors import LongsightError
 
 FILE = "tokenizer.json"
+ByteIds = np.ndarray[Any, np.dtype[np.int32]]  # [256]
+
+
+class TextError(LongsightError, ValueError):
+    """A text that cannot be turned into tokens."""
 
 
 class Tokenizer:
@@ -23,10 +30,14 @@ class Tokenizer:
     takes hundreds of megabytes, the ids four.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, byte_ids: np.ndarray[Any, np.dtype[np.int32]] | None) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, byte_ids: ByteIds | None) -> None:
         self._tokenizer = tokenizer
         self._byte_ids = byte_ids
-        self._added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+        added = tokenizer.get_added_tokens_decoder()
+        self._added = {token.content: index for index, token in added.items()}
+        # As the library does it: the leftmost match, and there the longest.
+        longest_first = sorted(self._added, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     @classmethod
     def from_dir(cls, directory: str | Path) -> Tokenizer:
@@ -47,28 +58,48 @@ class Tokenizer:
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> Sequence[int]:
-        """Token ids of `text`. add_special_tokens: let the tokenizer put its own start or end tokens around it."""
-        if self._byte_ids is not None and not any(token in text for token in self._added):
-            return array("i", self._byte_ids[np.frombuffer(text.encode(), dtype=np.uint8)].tobytes())
-        return array("i", self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        """Token ids of `text`. add_special_tokens: let the tokenizer put its own start or end tokens around it.
+
+        Raises TextError if `text` holds half a surrogate pair, which no UTF-8 can spell.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TextError(f"character {error.start} of the text, {text[error.start]!r}, is no Unicode text") from None
+        if self._byte_ids is None:
+            return array("i", self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        ids, read = array("i"), 0
+        for match in self._special.finditer(text):
+            ids += _look_up(self._byte_ids, text[read : match.start()])
+            ids.append(self._added[match.group()])
+            read = match.end()
+        return ids + _look_up(self._byte_ids, text[read:])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens; bytes that are no UTF-8 become U+FFFD."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def _byte_ids(config: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> np.ndarray[Any, np.dtype[np.int32]] | None:
-    """int32 [256]: the id of each byte, if every token is one byte and nothing else touches the text; else None."""
+def _look_up(byte_ids: ByteIds, text: str) -> array[int]:
+    return array("i", byte_ids[np.frombuffer(text.encode(), dtype=np.uint8)].tobytes())
+
+
+def _byte_ids(config: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> ByteIds | None:
+    """The id of each byte, if every token is one byte and nothing else touches the text; else None."""
     model, pre = config.get("model") or {}, config.get("pre_tokenizer") or {}
     plain = (
         model.get("type") == "BPE"
-        and not model.get("merges")
-        and not model.get("continuing_subword_prefix")
-        and not model.get("end_of_word_suffix")
+        and not any(
+            model.get(k) for k in ("merges", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
+        )
         and pre.get("type") == "ByteLevel"
         and not pre.get("add_prefix_space")
-        and config.get("normalizer") is None
-        and config.get("post_processor") is None
+        and not any(config.get(k) for k in ("normalizer", "post_processor", "truncation", "padding"))
+        and not any(
+            token.get(k)
+            for token in config.get("added_tokens") or ()
+            for k in ("single_word", "lstrip", "rstrip", "normalized")
+        )
     )
     if not plain:
         return None
