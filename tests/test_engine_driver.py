@@ -164,6 +164,7 @@ def test_close_ends_what_runs(model: FakeModel) -> None:
             driver.submit([greedy(4)])
 
     asyncio.run(main())
+    driver.close(10)
     assert driver.engine.pages.used == 0
     assert not driver.stats().alive
 
@@ -178,6 +179,7 @@ def test_a_defect_in_the_engine_is_told_to_everyone(driver: EngineDriver) -> Non
         assert isinstance(updates[-1].error, EngineStoppedError)
 
     asyncio.run(main())
+    driver.close(10)
     assert driver.engine.pages.used == 0
 
 

@@ -107,11 +107,19 @@ class EngineDriver:
             len(scheduler.running), len(scheduler.waiting), pages.used, pages.total, self._thread.is_alive()
         )
 
-    def close(self, timeout: float | None = None) -> None:
-        """Stop after the step under way, end what still runs with EngineStoppedError, and wait for the thread."""
+    def stop(self) -> None:
+        """Take no more requests and end all there are with EngineStoppedError, now; the thread ends after its step."""
         with self._wake:
             self._closing = True
+            streams, self._streams = self._streams, {}
             self._wake.notify()
+        error = EngineStoppedError("the engine has stopped")
+        for request, stream in streams.items():
+            stream.deliver(Update(request, finish_reason="error", error=error))
+
+    def close(self, timeout: float | None = None) -> None:
+        """Stop, and wait for the thread to end; its pages are free then."""
+        self.stop()
         self._thread.join(timeout)
 
     def _run(self) -> None:
@@ -122,7 +130,9 @@ class EngineDriver:
         except Exception:
             log.exception("the engine's thread ends on a defect")
         finally:
-            self._end_all()
+            self.stop()
+            for request in list(self.engine.scheduler.live()):
+                self.engine.cancel(request)
 
     def _take_inbox(self) -> bool:
         """Wait for something to do, and do what was asked for between steps. False: time to stop."""
@@ -144,13 +154,3 @@ class EngineDriver:
                 del self._streams[update.request]
         if stream is not None:
             stream.deliver(update)
-
-    def _end_all(self) -> None:
-        with self._wake:
-            self._closing = True
-            streams, self._streams = self._streams, {}
-        error = EngineStoppedError("the engine has stopped")
-        for request in list(self.engine.scheduler.live()):
-            self.engine.cancel(request)
-        for request, stream in streams.items():
-            stream.deliver(Update(request, finish_reason="error", error=error))

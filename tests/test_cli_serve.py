@@ -1,0 +1,114 @@
+"""`longsight serve` as a process: the official client, real kernels, Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from longsight.cli.main import main
+from test_cli_generate import haystack
+
+COMMAND = [sys.executable, "-m", "longsight.cli.main", "serve", "--port", "0"]
+
+
+@contextmanager
+def serve(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running server and its base URL; it must end on its own or by the caller's signal."""
+    with subprocess.Popen([*COMMAND, *options], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            first = process.stderr.readline()
+            assert " on http://127.0.0.1:" in first, first
+            yield process, first.rsplit(" on ", 1)[1].strip()
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+@pytest.fixture(autouse=True)
+def _cache(constructed: Path) -> None:
+    """Every test here uses the built-in model, in the tests' own cache."""
+
+
+def test_serve_answer_and_stop() -> None:
+    with serve("--max-model-len", "400000", "--threads", "1") as (process, url):
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+            assert [m.id for m in client.models.list()] == ["longsight"]
+            messages = [{"role": "user", "content": haystack(6000)}]
+            chat = client.chat.completions.create(
+                model="longsight",
+                messages=messages,  # type: ignore[arg-type]
+                max_tokens=20,
+                temperature=0,
+                stop=["."],
+            )
+            assert chat.choices[0].message.content == "7316-KQZ"
+            assert chat.usage is not None
+            assert chat.usage.prompt_tokens == 6000
+
+        # A long prompt is under way when health is asked for, and when Ctrl-C comes.
+        body = {"model": "longsight", "prompt": haystack(390_000), "max_tokens": 5, "temperature": 0}
+        thread = threading.Thread(target=ignore_errors, args=(f"{url}/completions", body))
+        thread.start()
+        root = url.removesuffix("/v1")
+        with httpx.Client(base_url=root, timeout=30) as http:
+            while http.get("/health").json()["running"] == 0:
+                time.sleep(0.01)
+            latencies = []
+            for _ in range(20):
+                started = time.monotonic()
+                assert http.get("/health").json()["running"] == 1
+                latencies.append(time.monotonic() - started)
+        assert sorted(latencies)[10] < 0.1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        thread.join()
+        assert process.stderr is not None
+        rest = process.stderr.read()
+        assert rest.rstrip().endswith("longsight: interrupted")
+        assert "Traceback" not in rest
+
+
+def ignore_errors(url: str, body: dict[str, object]) -> None:
+    """The server is stopped under this request; how its connection ends is not the point."""
+    with suppress(httpx.HTTPError):
+        httpx.post(url, json=body, timeout=60)
+
+
+def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"longsight: error: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["/no/such/model"], "/no/such/model"),
+        (["--kv-memory", "9"], "hold 0 pages"),
+        (["--host", "256.0.0.1"], "cannot listen on 256.0.0.1"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--port", "0", *arguments]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("longsight: error: ")
+    assert words in err
+    assert err.count("\n") == 1
