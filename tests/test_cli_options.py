@@ -68,6 +68,16 @@ def test_wrong_usage_is_one_line(arguments: list[str], words: str, capsys: pytes
     assert err.count("\n") == 1
 
 
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for module in [m for m in sys.modules if m.startswith("longsight.server")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert main(["serve", "--port", "0"]) == 1
+    assert capsys.readouterr().err == (
+        "longsight: error: this command needs jinja2, which is not installed; try: pip install 'longsight[server]'\n"
+    )
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["generate", "--help"], ["--version"]])
 def test_help_needs_no_torch(arguments: list[str]) -> None:
     code = f"""

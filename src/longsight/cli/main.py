@@ -19,9 +19,16 @@ MiniMax-M3-style models with exact sparse attention, on the hardware you have.
   longsight serve                                   serve the built-in model on http://127.0.0.1:8000/v1
   longsight serve path/to/checkpoint                serve a checkpoint directory
   longsight generate path/to/checkpoint -f book.txt continue a text, without a server
+  longsight demo                                    read a million tokens and answer from the middle of them
+  longsight cost path/to/checkpoint                 FLOPs, bytes and memory at each context length
 
 `longsight COMMAND --help` explains each command with examples.
 """
+
+# Modules that only some commands need, and what installs them.
+SERVER, DEMO = "longsight[server]", "longsight[demo]"
+EXTRAS = {"starlette": SERVER, "uvicorn": SERVER, "pydantic": SERVER, "jinja2": SERVER, "anyio": SERVER}
+EXTRAS |= {"openai": DEMO, "matplotlib": DEMO}
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,8 +78,8 @@ def _one_line(error: Exception) -> str | None:
 
     if isinstance(error, LongsightError | OSError):
         return " ".join(str(error).split())
-    if isinstance(error, ModuleNotFoundError) and error.name in ("starlette", "uvicorn", "pydantic", "jinja2", "anyio"):
-        return f"this command needs {error.name}, which is not installed; try: pip install 'longsight[server]'"
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return f"this command needs {error.name}, which is not installed; try: pip install '{EXTRAS[error.name]}'"
     return None
 
 
