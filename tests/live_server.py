@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from longsight.engine import Engine, EngineDriver
 from longsight.server.app import create_app
 from longsight.server.chat_template import ChatTemplate
 from longsight.server.generation import Service
+from longsight.server.listen import listen
 
 TEMPLATE = "{{ messages | map(attribute='content') | join('\n') }}"
 
@@ -70,7 +70,7 @@ def live_server(
     chat_template = ChatTemplate(template) if template is not None else None
     service = Service(driver, tokenizer, "tiny", chat_template, **service_options)
     server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="critical", lifespan="off", ws="none"))
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import socket
 import sys
 from typing import TYPE_CHECKING
@@ -74,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from longsight.server.app import create_app
     from longsight.server.chat_template import ChatTemplate
     from longsight.server.generation import Service
+    from longsight.server.listen import listen
 
     path = model_path(args)
     defaults, template = SamplingDefaults.from_checkpoint(path), ChatTemplate.from_checkpoint(path)
@@ -109,17 +109,6 @@ def run_until_signal(app: ASGIApp, listener: socket.socket, driver: EngineDriver
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     Server(config).run(sockets=[listener])
-
-
-def listen(host: str, number: int) -> socket.socket:
-    """Take the address before the model is loaded: a port in use is told at once, early clients wait."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, number), family=family)
-    except OSError as error:
-        # create_server() appends the address to the system's words; ours come first.
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        raise OSError(f"cannot listen on {host} port {number}: {reason}") from error
 
 
 def announce(listener: socket.socket, model_id: str, loaded: Loaded, engine: Engine) -> None:
