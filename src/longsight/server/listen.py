@@ -24,7 +24,7 @@ def listen(host: str, port: int) -> socket.socket:
         # create_server() appends the address to the system's words; ours come first.
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise ListenError(f"cannot listen on {host} port {port}: {reason}") from error
-    # Connections inherit this. asyncio sets it only on sockets that it made itself, and without it the body of a response
-    # can wait 40 ms for the client's acknowledgement of the head.
+    # Connections inherit this. asyncio sets it only on sockets that it made itself, and without it the body of a
+    # response can wait 40 ms for the client's acknowledgement of the head.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
