@@ -201,6 +201,25 @@ def test_two_sequences_in_one_batch(case: tuple[Model, Truth]) -> None:
     assert float((run.logits(1) - alone.logits()).abs().max()) <= TOLERANCE
 
 
+def test_the_same_bits_however_the_text_is_cut(case: tuple[Model, Truth]) -> None:
+    """On the CPU kernels chunking, decoding, company and threads change no bit of any logit."""
+    model, expected = case
+    if model.backend.NAME != "cpu":
+        return  # the reference sums through torch's matmul, whose order depends on the shapes
+    length = expected.tokens.shape[0]
+    whole = PagedRun(model, [expected.tokens])
+    whole.step(length)
+    companion = random_tokens(length, seed=4)
+    threads = torch.get_num_threads()
+    for plan, used in (((37, 1, 64), 1), ((1,), 2), ((200, 3), 2)):
+        torch.set_num_threads(used)
+        run = PagedRun(model, [expected.tokens, companion], seed=used)
+        for size in chunks(length, plan):
+            run.step(size, size)
+        assert torch.equal(run.logits(), whole.logits())
+    torch.set_num_threads(threads)
+
+
 def test_published_tensor_names(tmp_path: Path) -> None:
     """The vision-language class writes the published layout: unfused names, vision tensors beside the text model's."""
     network = oracle.build_vision(oracle.text_config())

@@ -109,14 +109,13 @@ def _hide(text: str, tokens: int, depth: float, seed: int) -> NeedlePrompt:
 @contextmanager
 def _server(engine: Engine, tokenizer: Tokenizer, path: Path) -> Iterator[tuple[str, list[Request]]]:
     """The real server on a free port of the loopback address; its requests, which record what they select."""
-    import socket
-
     import uvicorn
 
     from longsight.engine import EngineDriver
     from longsight.server.app import create_app
     from longsight.server.chat_template import ChatTemplate
     from longsight.server.generation import Service
+    from longsight.server.listen import listen
 
     requests: list[Request] = []
 
@@ -131,7 +130,7 @@ def _server(engine: Engine, tokenizer: Tokenizer, path: Path) -> Iterator[tuple[
     service = RecordingService(driver, tokenizer, MODEL_ID, ChatTemplate.from_checkpoint(path))
     config = uvicorn.Config(create_app(service), log_level="warning", access_log=False, lifespan="off", ws="none")
     server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:

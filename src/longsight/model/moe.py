@@ -40,8 +40,11 @@ class Router:
 
     def __call__(self, x: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
         """[T, h] -> expert ids int64 [T, k], weights fp32 [T, k]."""
-        scores = backend.linear(x.float(), self.weight).sigmoid_()
-        ids = (scores + self.bias).topk(self.topk, dim=-1, sorted=False).indices
+        # torch's vector and scalar loops round a sigmoid differently, and which runs depends on the number of rows; the
+        # detour over fp64 gives every row the same fp32 value.
+        scores = backend.linear(x.float(), self.weight).double().sigmoid_().float()
+        # In ascending order: topk's own order changes with the number of rows, and sums follow the order.
+        ids = (scores + self.bias).topk(self.topk, dim=-1, sorted=False).indices.sort(-1).values
         weights = scores.gather(1, ids)
         return ids, weights.mul_(self.scale / weights.sum(-1, keepdim=True))
 

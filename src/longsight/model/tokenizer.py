@@ -67,7 +67,7 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise TextError(f"character {error.start} of the text, {text[error.start]!r}, is no Unicode text") from None
         if self._byte_ids is None:
-            return array("i", self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+            return array("i", self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
         ids, read = array("i"), 0
         for match in self._special.finditer(text):
             ids += _look_up(self._byte_ids, text[read : match.start()])
