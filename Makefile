@@ -14,9 +14,11 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -m "not slow" $(TEST_ARGS)
 
-# Speed and memory, every figure a ratio against a named peer measured in the same run. Results: bench/results/*.json
+# Speed and memory, every figure a ratio against a named peer measured in the same run (bench/results/*.json), then the
+# known-answer tests at a million tokens.
 bench: setup
 	$(BIN)/python -m bench $(BENCH_ARGS)
+	$(BIN)/python -m pytest -m slow
 
 check: setup
 	$(BIN)/ruff check .

@@ -35,4 +35,5 @@ def run(session: Session) -> None:
     session.add(Row("decode at the end of the context", rate, "tokens/s", where, DECODE, detail))
     extra = result["peak_rss_bytes"] - result["page_bytes"] - result["weight_bytes"]
     session.add(Row("peak memory beyond pages and weights", extra / 2**20, "MiB", where, EXTRA, detail))
+    session.note("the last of the two layers attends only where logits are wanted: reading is one layer's attention")
     session.note("the peak counts the whole process, interpreter and libraries included")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from longsight.cli.options import positive
 from longsight.cli.progress import ProgressBar
+from longsight.ops.errors import LongsightError
 
 if TYPE_CHECKING:
     from longsight.engine import Engine, Request, StepStats
@@ -49,6 +50,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR", help="for the pictures")
 
 
+class DemoFailedError(LongsightError):
+    """The request failed; the message is the server's."""
+
+
 @dataclass
 class Run:
     """What the client saw and the engine measured."""
@@ -61,6 +66,7 @@ class Run:
 
 def run(args: argparse.Namespace) -> int:
     import torch
+    from openai import OpenAIError
 
     from longsight.cli.demo_dense import price_dense
     from longsight.cli.demo_text import gather_text
@@ -86,7 +92,10 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = Tokenizer.from_dir(path)
     engine = Engine(model, tokenizer, max_model_len=args.tokens + DECODE_TOKENS, on_step=result.steps.append)
     with _server(engine, tokenizer, path) as (url, requests):
-        _ask(url, prompt, result)
+        try:
+            _ask(url, prompt, result)
+        except OpenAIError as error:
+            raise DemoFailedError(f"the server did not answer: {error}") from error
     peak = _peak_bytes()
     dense = price_dense(model, args.tokens)
     right = result.answer.startswith(prompt.answer)
@@ -180,7 +189,8 @@ def _report(tokens: int, prompt: NeedlePrompt, result: Run, engine: Engine, peak
     weights = engine.model.weight_bytes
     read = sum(step.seconds for step in result.steps if step.prompt_tokens)
     print(f"\nanswer  {shown}   {'right' if right else f'WRONG, it is {prompt.answer}'}\n")
-    print(f"prefill           {tokens / read:,.0f} tokens/s ({read:.1f} s of steps)")
+    print(f"prefill           {tokens / read:,.0f} tokens/s ({read:.1f} s of steps; the last layer attends only where")
+    print("                  logits are wanted, so this is the attention of one of the model's two layers)")
     print(f"time to first token  {result.first_token:.1f} s over HTTP")
     if result.decode:
         print(
@@ -218,6 +228,8 @@ def _draw(
         needle=prompt.needle,
     )
     chunks = [(s.context, s.seconds / s.prompt_tokens) for s in result.steps if s.prompt_tokens]
+    # The last chunk also records what was selected, for all its rows in both layers: that is not prefill's own time.
+    chunks = chunks[:-1] or chunks
     decode = sorted(s.seconds for s in result.steps if not s.prompt_tokens)
     answered = (tokens, decode[len(decode) // 2]) if decode else chunks[-1]
     plot_time(out / "time-per-token.png", chunks, dense, tokens=tokens, answered=answered)

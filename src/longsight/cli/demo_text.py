@@ -31,7 +31,10 @@ def gather_text(characters: int, file: Path | None = None) -> tuple[str, str]:
         parts: list[str] = []
         length = files = 0
         for path in _documents():
-            parts.append(_ascii(path.read_bytes()))
+            try:
+                parts.append(_ascii(path.read_bytes()))
+            except OSError:
+                continue
             length += len(parts[-1])
             files += 1
             if length >= characters:
@@ -43,6 +46,7 @@ def gather_text(characters: int, file: Path | None = None) -> tuple[str, str]:
 
 
 def _documents() -> Iterator[Path]:
+    """Readable sources and documents; what cannot be read is passed over."""
     roots = dict.fromkeys(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib"))
     for root in roots:
         for path in sorted(root.rglob("*")):
