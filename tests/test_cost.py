@@ -94,3 +94,12 @@ def test_command_prints_the_ratio_and_refuses_nonsense(capsys: pytest.CaptureFix
     assert "/no/such/config.json" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["cost", "--tokens", "0"])
+
+
+def test_tables_fit_a_terminal_whole(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["cost", "--tokens", "4096,131072,1048576"]) == 0
+    out = capsys.readouterr().out
+    assert "…" not in out
+    for cell in ("11.99x", "1,133", "20.5 GiB", "134 GiB", "1,048,576"):
+        assert cell in out

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from longsight.model import ModelConfig
@@ -104,36 +105,47 @@ def _tables(name: str, shape: ModelShape, lengths: list[int]) -> list[Any]:
             _bytes(msa),
             f"{gqa / msa:.2f}x",
         )
-    whole = Table(title=f"{name}: {shape.full_layers} full and {shape.sparse_layers} sparse layers")
-    whole.add_column("context", justify="right")
-    for phase, column in (
-        ("prefill PFLOP", "attention"),
-        ("prefill PFLOP", "attention, all dense"),
-        ("prefill PFLOP", "forward"),
-        ("prefill PFLOP", "forward, all dense"),
-        ("decode reads", "attention"),
-        ("decode reads", "attention, all dense"),
-        ("decode reads", "forward"),
-    ):
-        whole.add_column(f"{phase}\n{column}", justify="right")
-    whole.add_column("cache\nmemory", justify="right")
-    whole.caption = "prefill: the whole prompt; decode: bytes read per token"
+    prefill = Table(title=f"{name}: {shape.full_layers} full and {shape.sparse_layers} sparse layers, prefill")
+    decode = Table(title=f"{name}: {shape.full_layers} full and {shape.sparse_layers} sparse layers, decode and cache")
+    prefill.caption = "PFLOP for the whole prompt"
+    decode.caption = "read per decoded token; cache: keys, values, index keys"
+    columns = ("attention", "attention\nall dense", "ratio", "forward", "forward\nall dense")
+    for table, last in ((prefill, "ratio"), (decode, "cache")):
+        for column in ("context", *columns, last):
+            table.add_column(column, justify="right", no_wrap=True)
     for n in lengths:
-        whole.add_row(
+        prefill.add_row(
             f"{n:,}",
-            *(f"{cost.attention_prefill_flops(shape, n, all_dense=d) / 1e15:,.3f}" for d in (False, True)),
-            *(f"{cost.forward_prefill_flops(shape, n, all_dense=d) / 1e15:,.3f}" for d in (False, True)),
-            *(_bytes(cost.attention_decode_bytes(shape, n, all_dense=d)) for d in (False, True)),
-            _bytes(cost.forward_decode_bytes(shape, n)),
+            *_beside(cost.attention_prefill_flops, shape, n, _petaflop),
+            *_beside(cost.forward_prefill_flops, shape, n, _petaflop),
+        )
+        decode.add_row(
+            f"{n:,}",
+            *_beside(cost.attention_decode_bytes, shape, n, _bytes),
+            *_beside(cost.forward_decode_bytes, shape, n, _bytes)[:2],  # eight columns would not fit in 80 characters
             _bytes(cost.kv_bytes_per_token(shape) * n),
         )
-    return [layer, whole]
+    return [layer, prefill, decode]
+
+
+class _Cost(Protocol):
+    def __call__(self, model: ModelShape, n: int, *, all_dense: bool = False) -> int: ...
+
+
+def _beside(cost: _Cost, shape: ModelShape, n: int, show: Callable[[float], str]) -> tuple[str, str, str]:
+    """As the model is, with all layers dense, and the ratio of the two."""
+    own, dense = cost(shape, n), cost(shape, n, all_dense=True)
+    return show(own), show(dense), f"{dense / own:.2f}x"
+
+
+def _petaflop(count: float) -> str:
+    return f"{count / 1e15:,.3g}" if count < 1e18 else f"{count / 1e15:,.0f}"
 
 
 def _bytes(count: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
-            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+            return f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
         count /= 1024
     return f"{count:,.2f} TiB"
 

@@ -146,7 +146,7 @@ def attention_prefill_flops(model: ModelShape, n: int, *, all_dense: bool = Fals
 
 
 def forward_prefill_flops(model: ModelShape, n: int, *, all_dense: bool = False) -> int:
-    """Attention and every matrix product of a prompt of N tokens."""
+    """Attention and every matrix product of a prompt of N tokens; all_dense leaves the index projections in (1 %)."""
     return attention_prefill_flops(model, n, all_dense=all_dense) + 2 * model.linear_parameters * n
 
 
