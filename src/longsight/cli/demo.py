@@ -203,13 +203,14 @@ def _report(tokens: int, prompt: NeedlePrompt, result: Run, engine: Engine, peak
 
 
 def _report_dense(tokens: int, result: Run, dense: Any) -> None:
-    context, seconds = dense.points[-1]
+    seconds = dense.points[-1][1]
     whole = dense.prompt_seconds(tokens)
     print(
-        f"dense attention   {whole:,.0f} s for one layer's attention alone, {whole / result.first_token:.1f} times "
-        f"this whole run;\n"
-        f"                  our own dense kernel, {dense.rate / 1e9:,.0f} GFLOP/s measured up to {context:,} tokens "
-        f"({1e6 * seconds:.0f} us per token there), extrapolated by FLOPs"
+        f"dense attention   {whole:,.{0 if whole > 10 else 1}f} s for one layer's attention alone, "
+        f"{whole / result.first_token:.1f} times the time to first token;\n"
+        f"                  our own dense kernel, {dense.rate / 1e9:,.0f} GFLOP/s measured up to "
+        f"{dense.longest:,} tokens\n"
+        f"                  ({1e6 * seconds:.0f} us per token there), extrapolated by FLOPs"
     )
 
 
@@ -227,7 +228,7 @@ def _draw(
         block_size=block_size,
         needle=prompt.needle,
     )
-    chunks = [(s.context, s.seconds / s.prompt_tokens) for s in result.steps if s.prompt_tokens]
+    chunks = [(s.context - s.prompt_tokens // 2, s.seconds / s.prompt_tokens) for s in result.steps if s.prompt_tokens]
     # The last chunk also records what was selected, for all its rows in both layers: that is not prefill's own time.
     chunks = chunks[:-1] or chunks
     decode = sorted(s.seconds for s in result.steps if not s.prompt_tokens)

@@ -20,9 +20,14 @@ CONTEXTS = (4096, 16384, 32768, 65536)
 
 @dataclass(frozen=True)
 class DensePrice:
-    """Our own dense attention of one layer. points: (context, seconds per token) as measured. rate: FLOP/s there."""
+    """Our own dense attention of one layer.
+
+    points: (mean context of the rows timed, seconds per token) as measured. longest: the context measured up to,
+    tokens. rate: the best seen, FLOP/s.
+    """
 
     points: list[tuple[int, float]]
+    longest: int
     rate: float
     shape: AttentionShape
 
@@ -56,9 +61,9 @@ def price_dense(model: Model, tokens: int) -> DensePrice:
         q = torch.randn(rows, config.num_heads, config.head_dim).to(model.dtype)
         batch = Batch.build([(rows, context, range(-(-context // config.block_size)))])
         seconds = min(_timed(model, q, pages, batch) for _ in range(3))
-        points.append((context, seconds / rows))
+        points.append((context - rows // 2, seconds / rows))
         rate = max(rate, exact_dense_prefill_flops(shape, context, context - rows) / seconds)
-    return DensePrice(points, rate, shape)
+    return DensePrice(points, largest, rate, shape)
 
 
 def _timed(model: Model, q: torch.Tensor, pages: LayerPages, batch: Batch) -> float:

@@ -9,7 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")  # files only, no window
 from matplotlib import pyplot as plt
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 from longsight.cli.demo_dense import DensePrice
 from longsight.engine import Selection
@@ -32,15 +32,17 @@ def plot_selection(
         len(lanes), 1, figsize=(11, 1.4 + 2.5 * len(lanes)), sharex=True, squeeze=False, layout="constrained"
     )
     total = -(-tokens // block_size)
+    # A block of 128 tokens in a million is a tenth of a pixel: widen it, about its middle, until it can be seen.
+    width = max(block_size, 0.003 * tokens)
+    edge = 0.3 if width == block_size else 0  # edges of bars that overlap would wash each other out
+    end = max([tokens, *((b + 1) * block_size for s in selections for group in s.blocks for b in group)])
     for axis, (layer, group) in zip(axes[:, 0], lanes, strict=True):
-        axis.axvspan(needle[0], needle[1], color=ORANGE, lw=0)
-        axis.axvline(needle[0], color=ORANGE, lw=1.2, alpha=0.7)
+        axis.axvspan(needle[0], needle[1], color=ORANGE, lw=1.2, alpha=0.7, zorder=0)
         for s in selections:
             if s.layer != layer or s.token_index >= len(answer):
                 continue
-            starts = [b * block_size for b in s.blocks[group]]
-            # A block of 128 tokens in a million is a tenth of a pixel: mark its place with a tick of visible width.
-            axis.plot(starts, [s.token_index] * len(starts), "|", color=BLUE, ms=9, mew=1.6)
+            bars = [((b + 0.5) * block_size - width / 2, width) for b in s.blocks[group]]
+            axis.broken_barh(bars, (s.token_index - 0.22, 0.44), facecolor=BLUE, edgecolor="white", lw=edge)
         axis.set_ylim(len(answer) - 0.4, -0.6)
         axis.set_yticks(range(len(answer)), [_visible(c) for c in answer], family="monospace")
         axis.set_title(f"layer {layer}, group {group}", loc="left", fontsize=10)
@@ -48,7 +50,7 @@ def plot_selection(
         axis.set_ylabel("answer token")
         axis.grid(axis="y", color="#e6e8eb", lw=0.8)
         axis.set_axisbelow(True)
-    axes[-1, 0].set_xlim(-0.01 * tokens, 1.01 * tokens)
+    axes[-1, 0].set_xlim(-0.01 * end, 1.01 * end)
     axes[-1, 0].xaxis.set_major_formatter(EngFormatter(sep=""))
     axes[-1, 0].set_xlabel("position in the context, tokens")
     figure.suptitle(
@@ -64,7 +66,7 @@ def plot_time(
 ) -> None:
     """Seconds per prompt token against context: this run beside dense attention of one layer.
 
-    measured, answered: (context, seconds per token) of prefill chunks and of decode.
+    measured, answered: (mean context, seconds per token) of prefill chunks and of decode.
     """
     figure, axis = plt.subplots(figsize=(9.5, 5.4), layout="constrained")
     contexts = [c for c, _ in measured]
@@ -102,14 +104,16 @@ def plot_time(
     )
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    ticks = [2**e for e in range(9, 41) if contexts[0] / 2 <= 2**e <= tokens * 1.01]
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    ticks = [2**e for e in range(10, 41) if contexts[0] / 2 <= 2**e <= tokens * 1.01]
     axis.set_xticks(ticks, [f"{t // 1024}K" if t < 1 << 20 else f"{t >> 20}M" for t in ticks])
     axis.set_xlabel("tokens already in the context")
     axis.set_ylabel("microseconds per token")
     axis.grid(which="major", color="#e6e8eb")
     axis.set_axisbelow(True)
-    axis.legend(loc="upper left", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)  # beside the axes, so that it hides no point
     axis.set_title("Time per token against context length", loc="left")
     figure.savefig(path, dpi=130)
     plt.close(figure)

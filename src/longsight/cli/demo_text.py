@@ -39,7 +39,10 @@ def gather_text(characters: int, file: Path | None = None) -> tuple[str, str]:
             files += 1
             if length >= characters:
                 break
-        text, source = "".join(parts), f"{files:,} source files and documents of this Python installation"
+        text, source = (
+            "".join(parts),
+            f"sources and documents of this Python installation ({files:,} file{'s'[: files != 1]})",
+        )
     if len(text) < 1000:
         raise NotEnoughTextError(f"{source}: only {len(text)} characters of text; give a longer one with --text")
     return text, source
