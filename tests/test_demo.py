@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib import image
 
 from longsight.cli.main import main
+from longsight.model.needle import NeedlePrompt, hide_needle
 
 
 def test_demo_finds_the_needle_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,3 +46,15 @@ def test_demo_reads_a_file_and_refuses_what_cannot_work(tmp_path: Path, capsys: 
     assert "depth is 7" in capsys.readouterr().err
     assert main(["demo", "--tokens", "20", "--text", str(text)]) == 1
     assert "cannot hold" in capsys.readouterr().err
+
+
+def test_a_wrong_answer_is_said_and_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hide_and_expect_another(*args: Any, **kwargs: Any) -> NeedlePrompt:
+        return replace(hide_needle(*args, **kwargs), answer="0000-XXX.")
+
+    monkeypatch.setattr("longsight.model.needle.hide_needle", hide_and_expect_another)
+    code = main(["demo", "--tokens", "3000", "--seed", "3", "--out", str(tmp_path)])
+    assert code == 1
+    assert "WRONG, it is 0000-XXX." in capsys.readouterr().out
