@@ -16,6 +16,7 @@ NAMES = (
     "decode",
     "transformers_module",
     "llama_cpp",
+    "llama_cpp_32k",
     "million",
 )
 

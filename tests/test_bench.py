@@ -9,6 +9,7 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+
 from bench import harness, main_branch, registry, shapes
 from bench.compare import MismatchError, block_maxima, outputs_agree, require, selection_agrees
 from bench.harness import BenchError, Check, Row, Session, Target, Timing
@@ -16,7 +17,6 @@ from bench.machine import ROOT
 from bench.peers.gguf_model import ARCH, gguf_tensors, write_gguf
 from bench.peers.random_model import Geometry, is_fp32, random_weights
 from bench.scan import torch_select
-
 from longsight.ops import LayerPages, reference
 from longsight.ops.layout import pack
 

@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 
 import torch
-from longsight.model.constructed import constructed_path
 
 from bench.harness import progress
 from bench.machine import peak_rss
 from longsight.engine import Engine, Request, SamplingParams, StepStats
 from longsight.model import load_model
+from longsight.model.constructed import constructed_path
 
 QUESTION = "\nThe secret code for the amber lantern is "
 ANSWER = "7316-KQZ."
