@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from longsight.cli.options import positive
 from longsight.cli.progress import ProgressBar
-from longsight.ops.errors import LongsightError
 
 if TYPE_CHECKING:
     from longsight.engine import Engine, Request, StepStats
@@ -50,10 +49,6 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR", help="for the pictures")
 
 
-class DemoFailedError(LongsightError):
-    """The request failed; the message is the server's."""
-
-
 @dataclass
 class Run:
     """What the client saw and the engine measured."""
@@ -69,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from openai import OpenAIError
 
     from longsight.cli.demo_dense import price_dense
+    from longsight.cli.demo_errors import DemoFailedError
     from longsight.cli.demo_text import gather_text
     from longsight.engine import Engine
     from longsight.model import load_model
@@ -106,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _hide(text: str, tokens: int, depth: float, seed: int) -> NeedlePrompt:
-    from longsight.cli.demo_text import NotEnoughTextError
+    from longsight.cli.demo_errors import NotEnoughTextError
     from longsight.model.needle import hide_needle
 
     try:

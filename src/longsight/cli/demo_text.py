@@ -6,13 +6,9 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from longsight.ops.errors import LongsightError
+from longsight.cli.demo_errors import NotEnoughTextError
 
 SUFFIXES = (".py", ".rst", ".md", ".txt")
-
-
-class NotEnoughTextError(LongsightError):
-    """The text asked for cannot be read or is too short to be worth reading."""
 
 
 def gather_text(characters: int, file: Path | None = None) -> tuple[str, str]:
