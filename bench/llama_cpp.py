@@ -20,6 +20,7 @@ from bench.peers.llama_cpp import LlamaCpp, llama_cpp
 from bench.peers.random_model import Geometry, random_weights, write_checkpoint
 from bench.shapes import tokens
 from longsight.model import Model, load_model
+from longsight.model.replay import StepReplay
 from longsight.ops import Batch, LayerPages
 
 NAME = "llama_cpp"
@@ -198,15 +199,18 @@ def prompt_speed(session: Session, model: Model, n: int) -> float:
 
 
 def decode_speed(session: Session, model: Model, depth: int, steps: int = 32) -> float:
-    """Our tokens/s of `steps` single tokens after `depth`, best of the repeats."""
+    """Our tokens/s of `steps` single tokens after `depth` as the engine runs them, best of the repeats."""
     block = model.config.block_size
-    cache = model.allocate_cache(-(-(depth + steps) // block))
+    pages = -(-(depth + steps) // block)
+    cache = model.allocate_cache(pages)
+    replay = StepReplay(model, cache, pages)
+    forward = replay.forward if replay.supports(1) else lambda ids, batch: model.forward(ids, batch, cache)
     read_prompt(model, cache, random_tokens(depth, model.config.vocab_size, seed=3), depth - 1)
     ids = random_tokens(steps, model.config.vocab_size, seed=4)
 
     def generate() -> None:
         for i in range(steps):
             batch = Batch.build([(1, depth + i + 1, range(-(-(depth + i + 1) // block)))])
-            model.forward(ids[i : i + 1], batch, cache)
+            forward(ids[i : i + 1], batch)
 
     return steps / session.race({"ours, decode": generate}, repeats=5)["ours, decode"].best

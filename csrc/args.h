@@ -5,7 +5,7 @@
 #include <cstdint>
 
 // What a kernel returns: 0, or one of these.
-enum { LS_OUT_OF_MEMORY = 1, LS_BAD_SELECTION = 2 };
+enum { LS_OUT_OF_MEMORY = 1, LS_BAD_SELECTION = 2, LS_BAD_EXPERT = 3 };
 
 extern "C" {
 
@@ -55,6 +55,23 @@ struct ls_linear_args {
   int32_t is_bf16, threads;
 };
 
+struct ls_add_args {
+  void* y;        // [count]: y = y + x, or y = x
+  const void* x;  // [count]
+  int64_t count;
+  int32_t y_is_bf16, x_is_bf16, accumulate, threads;
+};
+
+struct ls_route_args {
+  const float* logits;  // [rows, experts]
+  const float* bias;    // [experts]
+  int64_t* ids;         // [rows, topk], ascending
+  float* weights;       // [rows, topk]
+  int64_t rows, experts, topk;
+  float scale;
+  int32_t threads;
+};
+
 struct ls_moe_args {
   const void* x;               // [rows, hidden]
   const int64_t* expert_ids;   // [rows, topk]
@@ -84,9 +101,16 @@ struct ls_swiglu_args {
   float alpha, limit;
   int32_t is_bf16, threads;
 };
+
+// One call of a recorded step (ops/tape.py): which kernel, by its place in ls_kernel, and its arguments.
+enum ls_kernel { LS_SELECT, LS_ATTENTION, LS_APPEND, LS_LINEAR, LS_MOE, LS_NORM, LS_SWIGLU, LS_ADD, LS_ROUTE };
+struct ls_call {
+  int64_t kernel;
+  const void* args;
+};
 }
 
-// One instruction set's kernels. 
+// One instruction set's kernels.
 struct ls_kernels {
   const char* name;
   int (*select_blocks)(const ls_select_args&);
@@ -96,6 +120,8 @@ struct ls_kernels {
   int (*moe)(const ls_moe_args&);
   int (*norm)(const ls_norm_args&);
   int (*swiglu)(const ls_swiglu_args&);
+  int (*add)(const ls_add_args&);
+  int (*route)(const ls_route_args&);
   double (*peak_flops)(int is_bf16, int threads, double seconds);
   double (*stream_read)(const void* memory, size_t bytes, int threads);
 };

@@ -54,7 +54,7 @@ const ls_kernels& chosen() {
 
 #define LS_EXPORT extern "C" __attribute__((visibility("default")))
 
-LS_EXPORT int ls_abi() { return 1; }
+LS_EXPORT int ls_abi() { return 2; }
 LS_EXPORT const char* ls_isa() { return chosen().name; }
 
 // The i-th instruction set this machine can run, best first; null past the last.
@@ -85,6 +85,34 @@ LS_EXPORT int ls_linear(const ls_linear_args* a) { return chosen().linear(*a); }
 LS_EXPORT int ls_moe(const ls_moe_args* a) { return chosen().moe(*a); }
 LS_EXPORT int ls_norm(const ls_norm_args* a) { return chosen().norm(*a); }
 LS_EXPORT int ls_swiglu(const ls_swiglu_args* a) { return chosen().swiglu(*a); }
+LS_EXPORT int ls_add(const ls_add_args* a) { return chosen().add(*a); }
+LS_EXPORT int ls_route(const ls_route_args* a) { return chosen().route(*a); }
+
+// Runs recorded calls in order. 0, or what the first failing one returned; its place is left in *failed.
+LS_EXPORT int ls_run(const ls_call* calls, int64_t count, int64_t* failed) {
+  const ls_kernels& k = chosen();
+  for (int64_t i = 0; i < count; i++) {
+    const void* a = calls[i].args;
+    int status = 0;
+    switch (calls[i].kernel) {
+      case LS_SELECT: status = k.select_blocks(*(const ls_select_args*)a); break;
+      case LS_ATTENTION: status = k.attention(*(const ls_attention_args*)a); break;
+      case LS_APPEND: status = k.append_kv(*(const ls_append_args*)a); break;
+      case LS_LINEAR: status = k.linear(*(const ls_linear_args*)a); break;
+      case LS_MOE: status = k.moe(*(const ls_moe_args*)a); break;
+      case LS_NORM: status = k.norm(*(const ls_norm_args*)a); break;
+      case LS_SWIGLU: status = k.swiglu(*(const ls_swiglu_args*)a); break;
+      case LS_ADD: status = k.add(*(const ls_add_args*)a); break;
+      case LS_ROUTE: status = k.route(*(const ls_route_args*)a); break;
+    }
+    if (status) {
+      *failed = i;
+      return status;
+    }
+  }
+  return 0;
+}
+
 LS_EXPORT double ls_peak_flops(int is_bf16, int threads, double seconds) {
   return chosen().peak_flops(is_bf16, threads, seconds);
 }

@@ -24,7 +24,7 @@ void linear_strip(const T* x, size_t ldx, int rows, const T* w, int width, int i
     const A_of<T>* a = operand_rows<T>(x + k0, ldx, rows, depth, widened, &lda);
     const uint32_t* b = (const uint32_t*)w + size_t(k0 / PER_LANE<T>) * width;
     const char* later = rows <= 2 * MR ? (const char*)b + LINEAR_AHEAD : nullptr;  // bound by memory, not arithmetic
-    strip<T, Out::Accumulate>(a, lda, rows, b, width, depth / PER_LANE<T>, sum, width, Stream{Lines{later, later}});
+    strip<T, Out::Accumulate>(a, lda, rows, b, width, depth / PER_LANE<T>, sum, width, Stream{later});
   }
 }
 
@@ -106,6 +106,8 @@ int swiglu_of(const ls_swiglu_args& a) {
 template <class T>
 int moe_of(const ls_moe_args& a) {
   const long slots = a.rows * a.topk;
+  for (long i = 0; i < slots; i++)
+    if (a.expert_ids[i] < 0 || a.expert_ids[i] >= a.experts) return LS_BAD_EXPERT;
   const long hidden = a.hidden, wide = 2 * a.width, narrow = a.width;
   struct Block {
     long expert, begin;

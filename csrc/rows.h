@@ -1,5 +1,7 @@
-// Work on single rows: norms with rotation, and the append of new tokens to their pages.
+// Work on single rows: norms with rotation, sums, the router's choice, and the append of new tokens to their pages.
 #pragma once
+
+#include <cmath>
 
 #include "parallel.h"
 #include "tile.h"
@@ -84,6 +86,58 @@ int append_of(const ls_append_args& a) {
         T* to = (T*)a.index_pages + page * index_page;
         for (long d = 0; d < a.index_dim; d++) to[packed_at<T>(slot, d, key_width, a.index_dim)] = k[d];
       }
+    }
+    return 0;
+  });
+}
+
+// y = y + x or y = x between the two storage types, in fp32.
+template <class Y, class X>
+int add_of(const ls_add_args& a) {
+  constexpr long PART = 16384;
+  return parallel_for((a.count + PART - 1) / PART, a.threads, [&](long item) -> int {
+    Y* y = (Y*)a.y;
+    const X* x = (const X*)a.x;
+    long i = item * PART;
+    const long end = i + PART < a.count ? i + PART : a.count;
+    for (; i + VL <= end; i += VL) store_row(y + i, a.accumulate ? load_row(y + i) + load_row(x + i) : load_row(x + i));
+    for (; i < end; i++) store_as(y + i, a.accumulate ? to_float(y[i]) + to_float(x[i]) : to_float(x[i]));
+    return 0;
+  });
+}
+
+// Each row's topk experts by sigmoid + bias (equal ones to the lower id), weighed by their sigmoids over the sum of these.
+inline int route_rows(const ls_route_args& a) {
+  constexpr long ROWS = 64;
+  return parallel_for((a.rows + ROWS - 1) / ROWS, a.threads, [&](long item) -> int {
+    if (!scratch.reserve(2 * Scratch::padded<float>(a.experts) + Scratch::padded<char>(a.experts))) return OUT_OF_MEMORY;
+    float* sigmoid = scratch.take<float>(a.experts);
+    float* score = scratch.take<float>(a.experts);
+    char* chosen = scratch.take<char>(a.experts);
+    for (long r = item * ROWS; r < a.rows && r < (item + 1) * ROWS; r++) {
+      for (long e = 0; e < a.experts; e++) {
+        // In double, so that the result does not hang on whose exp it is.
+        sigmoid[e] = float(1.0 / (1.0 + exp(-double(a.logits[r * a.experts + e]))));
+        score[e] = sigmoid[e] + a.bias[e];
+        chosen[e] = 0;
+      }
+      for (long i = 0; i < a.topk; i++) {
+        long best = -1;
+        for (long e = 0; e < a.experts; e++)
+          if (!chosen[e] && (best < 0 || score[e] > score[best])) best = e;
+        chosen[best] = 1;
+      }
+      int64_t* ids = a.ids + r * a.topk;
+      float* weights = a.weights + r * a.topk;
+      float sum = 0;
+      long n = 0;
+      for (long e = 0; e < a.experts; e++)
+        if (chosen[e]) {
+          ids[n] = e;
+          weights[n++] = sigmoid[e];
+          sum += sigmoid[e];
+        }
+      for (long i = 0; i < a.topk; i++) weights[i] *= a.scale / sum;
     }
     return 0;
   });

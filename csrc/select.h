@@ -106,7 +106,7 @@ int scan_tile(const ls_select_args& a, const SelectTile& t, long b0, long b1, in
   const uint32_t* keys = (const uint32_t*)a.index_k;
   const size_t page_lanes = size_t(block) * steps, strip_lanes = size_t(width) * steps;
   const int strips = block / width;
-  const bool few = rows <= 2 * MR;  // memory-bound: fetch half a strip ahead, across page borders
+  const bool few = rows <= 2 * MR;  // memory-bound: fetch a strip ahead, across page borders
 
   int first = 0;  // rows before this one have no candidate left (limits ascend with the position)
   for (long p0 = b0; p0 < b1; p0 += SELECT_PANEL) {
@@ -122,8 +122,7 @@ int scan_tile(const ls_select_args& a, const SelectTile& t, long b0, long b1, in
           const uint32_t* next = s + 1 < strips ? at + strip_lanes
                                  : p0 + i + 1 < b1 ? keys + size_t(pages[p0 + i + 1]) * page_lanes
                                                    : at;
-          const size_t half = strip_lanes * 2;  // bytes
-          const Stream ahead{few ? Lines{(const char*)at + half, (const char*)next - half} : Lines{}};
+          const Stream ahead{few ? (const char*)next : nullptr};
           if (s == 0)
             strip<T, Out::MaxFirst>(q + g * lda, lda, n, at, width, steps, lane_max, VL, ahead);
           else

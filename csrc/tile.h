@@ -40,74 +40,73 @@ enum class Out {
   Max,         // M[m, lane] = max of that and M
 };
 
-// Where to fetch ahead, PREFETCH lines per step: the first half of the steps from `early`, the rest from `late` (both biased
-// so that step s starts at s * PREFETCH lines). Main memory is 100 ns away, and the hardware's own prefetchers neither
-// follow a selection nor cross pages.
-struct Lines {
-  const char* early = nullptr;
-  const char* late = nullptr;
-};
-
+// Main memory is 100 ns away, and the hardware's own prefetchers neither follow a selection nor cross pages: a tile fetches
+// PREFETCH lines per step from `ahead` on.
 template <class T, int ROWS, int NV, Out OUT, int PREFETCH>
 LS_NOINLINE void tile(const A_of<T>* a, size_t lda, const uint32_t* b, size_t ldb, int steps, float* c, size_t ldc,
-                      [[maybe_unused]] Lines prefetch) {
+                      [[maybe_unused]] const char* ahead) {
   vf acc[ROWS][NV];
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
     for (int n = 0; n < NV; n++) acc[r][n] = OUT == Out::Accumulate ? load(c + r * ldc + n * VL) : vf{};
 
-  for (int s = 0; s < steps; s++, b += ldb) {
+  // Lines are asked for in bursts of 8: a single core then reads 5 % more than with 4 at a time.
+  constexpr int BURST = PREFETCH == 4 ? 2 : 1;
+  for (int s0 = 0; s0 < steps; s0 += BURST) {
     if constexpr (PREFETCH > 0) {
-      const char* line = (2 * s < steps ? prefetch.early : prefetch.late) + size_t(s) * PREFETCH * 64;
-#pragma GCC unroll 4
-      for (int i = 0; i < PREFETCH; i++) {
+      const char* line = ahead + size_t(s0) * PREFETCH * 64;
+#pragma GCC unroll 8
+      for (int i = 0; i < BURST * PREFETCH; i++) {
         if constexpr (PREFETCH == 4)
           __builtin_prefetch(line + i * 64, 0, 0);  // used once, soon
         else
           __builtin_prefetch(line + i * 64, 0, 2);
       }
     }
-    if constexpr (PER_LANE<T> == 1) {
-      vf bv[NV];
+#pragma GCC unroll 2
+    for (int s = s0; s < s0 + BURST; s++, b += ldb) {
+      if constexpr (PER_LANE<T> == 1) {
+        vf bv[NV];
 #pragma GCC unroll 8
-      for (int n = 0; n < NV; n++) bv[n] = load((const float*)b + n * VL);
+        for (int n = 0; n < NV; n++) bv[n] = load((const float*)b + n * VL);
 #pragma GCC unroll 8
-      for (int r = 0; r < ROWS; r++) {
-        const vf av = set1(((const float*)a)[r * lda + s]);
+        for (int r = 0; r < ROWS; r++) {
+          const vf av = set1(((const float*)a)[r * lda + s]);
 #pragma GCC unroll 8
-        for (int n = 0; n < NV; n++) acc[r][n] = fma(av, bv[n], acc[r][n]);
-      }
-    } else {
+          for (int n = 0; n < NV; n++) acc[r][n] = fma(av, bv[n], acc[r][n]);
+        }
+      } else {
 #if defined(__AVX512BF16__)
-      vu bv[NV];
+        vu bv[NV];
 #pragma GCC unroll 8
-      for (int n = 0; n < NV; n++) bv[n] = load_lanes(b + n * VL);
+        for (int n = 0; n < NV; n++) bv[n] = load_lanes(b + n * VL);
 #pragma GCC unroll 8
-      for (int r = 0; r < ROWS; r++) {
-        uint32_t pair;
-        memcpy(&pair, (const char*)a + (r * lda + 2 * size_t(s)) * 2, 4);
-        const vu av = set1_lane(pair);
-        // As an intrinsic, gcc 12 spills every accumulator in every step; as a statement it keeps them in registers.
+        for (int r = 0; r < ROWS; r++) {
+          uint32_t pair;
+          memcpy(&pair, (const char*)a + (r * lda + 2 * size_t(s)) * 2, 4);
+          const vu av = set1_lane(pair);
+          // As an intrinsic, gcc 12 spills every accumulator in every step; as a statement it keeps them in registers.
 #pragma GCC unroll 8
-        for (int n = 0; n < NV; n++) asm("vdpbf16ps %2, %1, %0" : "+v"(acc[r][n]) : "v"(bv[n]), "v"(av));
-      }
+          for (int n = 0; n < NV; n++) asm("vdpbf16ps %2, %1, %0" : "+v"(acc[r][n]) : "v"(bv[n]), "v"(av));
+        }
 #else
-      vf even[NV], odd[NV];
+        vf even[NV], odd[NV];
 #pragma GCC unroll 8
-      for (int n = 0; n < NV; n++) {
-        const vu lanes = load_lanes(b + n * VL);
-        even[n] = (vf)(lanes << 16);
-        odd[n] = (vf)(lanes & 0xffff0000u);
-      }
+        for (int n = 0; n < NV; n++) {
+          const vu lanes = load_lanes(b + n * VL);
+          even[n] = (vf)(lanes << 16);
+          odd[n] = (vf)(lanes & 0xffff0000u);
+        }
 #pragma GCC unroll 8
-      for (int r = 0; r < ROWS; r++) {
-        const float* row = (const float*)a + r * lda + 2 * size_t(s);
-        const vf a0 = set1(row[0]), a1 = set1(row[1]);
+        for (int r = 0; r < ROWS; r++) {
+          const float* row = (const float*)a + r * lda + 2 * size_t(s);
+          const vf a0 = set1(row[0]), a1 = set1(row[1]);
 #pragma GCC unroll 8
-        for (int n = 0; n < NV; n++) acc[r][n] = fma(a1, odd[n], fma(a0, even[n], acc[r][n]));
-      }
+          for (int n = 0; n < NV; n++) acc[r][n] = fma(a1, odd[n], fma(a0, even[n], acc[r][n]));
+        }
 #endif
+      }
     }
   }
 
@@ -139,27 +138,27 @@ class NextBlock {
   NextBlock(const void* k, const void* v, size_t bytes)
       : at_((const char*)k), end_(at_ + bytes), then_((const char*)v), then_end_(then_ + bytes) {}
 
-  LS_INLINE Lines take(size_t bytes) {
+  LS_INLINE const char* take(size_t bytes) {
     if (at_ >= end_) {
       at_ = then_;
       end_ = then_end_;
       then_ = then_end_ = nullptr;
-      if (at_ >= end_) return Lines{};
+      if (at_ >= end_) return nullptr;
     }
     const char* p = at_;
     at_ += bytes;
-    return Lines{p, p};
+    return p;
   }
 
  private:
   const char *at_ = nullptr, *end_ = nullptr, *then_ = nullptr, *then_end_ = nullptr;
 };
 
-// A scan or a matrix-vector product: every line of B is used once, so fetch the same stream a little ahead.
+// A scan or a matrix-vector product: every line of B is used once, so fetch what the stream reads a strip or so later.
 struct Stream {
   static constexpr int LINES = 4;
-  Lines ahead;
-  LS_INLINE Lines take(size_t) const { return ahead; }
+  const char* ahead;
+  LS_INLINE const char* take(size_t) const { return ahead; }
 };
 
 // Rows in tiles of nearly equal height: 8 rows are 4 + 4, since a tile of 2 would wait for its own results.
@@ -169,16 +168,16 @@ LS_INLINE void rows_by_tile(const A_of<T>* a, size_t lda, int rows, const uint32
   int tiles = (rows + MR - 1) / MR;
   while (rows > 0) {
     const int height = (rows + tiles - 1) / tiles;
-    Lines lines;
-    if constexpr (P::LINES > 0) lines = prefetch.take(size_t(steps) * P::LINES * 64);
+    const char* ahead = nullptr;
+    if constexpr (P::LINES > 0) ahead = prefetch.take(size_t(steps) * P::LINES * 64);
     switch (height) {
 #define LS_HEIGHT(N)                                                          \
   case N:                                                                     \
     if constexpr (N <= MR) {                                                  \
-      if (P::LINES > 0 && lines.early)                                        \
-        tile<T, N, NV, OUT, P::LINES>(a, lda, b, ldb, steps, c, ldc, lines);  \
+      if (P::LINES > 0 && ahead)                                              \
+        tile<T, N, NV, OUT, P::LINES>(a, lda, b, ldb, steps, c, ldc, ahead);  \
       else                                                                    \
-        tile<T, N, NV, OUT, 0>(a, lda, b, ldb, steps, c, ldc, lines);         \
+        tile<T, N, NV, OUT, 0>(a, lda, b, ldb, steps, c, ldc, nullptr);       \
     }                                                                         \
     break;
       LS_HEIGHT(1) LS_HEIGHT(2) LS_HEIGHT(3) LS_HEIGHT(4) LS_HEIGHT(5) LS_HEIGHT(6)

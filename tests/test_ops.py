@@ -295,6 +295,37 @@ def test_experts(cpu: Backend, dtype: torch.dtype) -> None:
         cpu.moe(x, ids + 3, weights, experts, 1.702, 7.0)
 
 
+def test_sums_between_dtypes(cpu: Backend) -> None:
+    g = torch.Generator().manual_seed(3)
+    for y_dtype in (torch.bfloat16, torch.float32):
+        for x_dtype in (torch.bfloat16, torch.float32):
+            for shape in ((1, 7), (3, 33), (700, 48)):
+                y, x = torch.randn(shape, generator=g).to(y_dtype), torch.randn(shape, generator=g).to(x_dtype)
+                want = REFERENCE.add(y.clone(), x)
+                assert cpu.add(y, x) is y
+                assert torch.equal(y, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_router(cpu: Backend, dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(4)
+    x, bias = torch.randn(130, 64, generator=g).to(dtype), torch.randn(9, generator=g)
+    weight = PackedLinear.from_dense(torch.randn(9, 64, generator=g))
+    ids, weights = cpu.route(x, weight, bias, 3, 2.0)
+    want_ids, want = REFERENCE.route(x, weight, bias, 3, 2.0)
+    assert torch.equal(ids, want_ids)
+    torch.testing.assert_close(weights, want, rtol=1e-5, atol=0)
+    alone = cpu.route(x[77:78], weight, bias, 3, 2.0)
+    assert torch.equal(alone[0], ids[77:78])
+    assert torch.equal(alone[1], weights[77:78])
+    # Equal scores: the lower experts, in order.
+    ids, weights = cpu.route(torch.zeros(1, 64, dtype=dtype), weight, torch.zeros(9), 3, 1.0)
+    assert ids.tolist() == [[0, 1, 2]]
+    torch.testing.assert_close(weights, torch.full((1, 3), 1 / 3))
+    with pytest.raises(UnsupportedError, match="10.*9 experts"):
+        cpu.route(x, weight, bias, 10, 1.0)
+
+
 def test_bad_arguments_are_refused_by_name(cpu: Backend) -> None:
     case = Case([(2, 100)])
     ids = cpu.select_blocks(case.index_q, case.pages, case.batch, topk=3)

@@ -63,26 +63,40 @@ class Model:
         The last layer computes only the rows whose logits are wanted, unless on_select is there to see all of them.
         Raises UnsupportedError for token ids outside the vocabulary and for arguments that do not fit together.
         """
-        weights = self._weights
-        self._check(token_ids, batch, cache)
+        self.check(token_ids, batch, cache)
         if token_ids.shape[0] == 0:
             return torch.empty(0, self.config.vocab_size)
-        step = Step(self.backend, batch, *rope_tables(batch.positions, self._inverse_frequency), on_select)
+        h, cos, sin = self.inputs(token_ids, batch.positions)
+        step = Step(self.backend, batch, cos, sin, on_select)
         rows, kept = logit_rows, None
         if rows is not None and on_select is None and rows.shape[0] < token_ids.shape[0]:
             kept, rows = Kept(rows, step.at(rows)), None
-        h = weights.embedding[token_ids]
-        last = len(weights.layers) - 1
-        for i, layer in enumerate(weights.layers):
-            h = layer(h, step, cache[i], kept if i == last else None)
+        h = self.layers(h, step, cache, kept)
         if rows is not None:
             h = h[rows]
         if h.shape[0] == 0:
             return torch.empty(0, self.config.vocab_size)
-        h = self.backend.rms_norm(h, weights.norm, self.config.rms_norm_eps)
-        return self.backend.linear(h, weights.head).float()
+        return self.head(h).float()
 
-    def _check(self, token_ids: Tensor, batch: Batch, cache: Sequence[LayerPages]) -> None:
+    def inputs(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """token_ids int64 [T], positions int32 [T] -> what the layers take: h [T, h], cos and sin fp32 [T, R/2]."""
+        return self._weights.embedding[token_ids], *rope_tables(positions, self._inverse_frequency)
+
+    def layers(self, h: Tensor, step: Step, cache: Sequence[LayerPages], kept: Kept | None = None) -> Tensor:
+        """All layers: h [T, h] -> [T, h], in place; with `kept` the last one goes on with those rows only."""
+        last = len(self._weights.layers) - 1
+        for i, layer in enumerate(self._weights.layers):
+            h = layer(h, step, cache[i], kept if i == last else None)
+        return h
+
+    def head(self, h: Tensor) -> Tensor:
+        """Logits [T, V] of h [T, h], in the model's dtype."""
+        return self.backend.linear(
+            self.backend.rms_norm(h, self._weights.norm, self.config.rms_norm_eps), self._weights.head
+        )
+
+    def check(self, token_ids: Tensor, batch: Batch, cache: Sequence[LayerPages]) -> None:
+        """Raise UnsupportedError for token ids outside the vocabulary and for arguments that do not fit together."""
         if token_ids.dtype != torch.int64 or token_ids.shape != (batch.rows,):
             raise UnsupportedError(
                 f"token_ids must be int64 [{batch.rows}], got {token_ids.dtype} {list(token_ids.shape)}"

@@ -53,5 +53,5 @@ class DecoderLayer:
             index_q = None if index_q is None else index_q[kept.rows]
         if h.shape[0] == 0:
             return h
-        h.add_(self.attention.attend(q, index_q, step, pages))
-        return h.add_(self.mlp(backend.rms_norm(h, self.post_norm, self.eps), backend))
+        backend.add(h, self.attention.attend(q, index_q, step, pages))
+        return backend.add(h, self.mlp(backend.rms_norm(h, self.post_norm, self.eps), backend))

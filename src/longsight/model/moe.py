@@ -40,13 +40,7 @@ class Router:
 
     def __call__(self, x: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
         """[T, h] -> expert ids int64 [T, k], weights fp32 [T, k]."""
-        # torch's vector and scalar loops round a sigmoid differently, and which runs depends on the number of rows; the
-        # detour over fp64 gives every row the same fp32 value.
-        scores = backend.linear(x.float(), self.weight).double().sigmoid_().float()
-        # In ascending order: topk's own order changes with the number of rows, and sums follow the order.
-        ids = (scores + self.bias).topk(self.topk, dim=-1, sorted=False).indices.sort(-1).values
-        weights = scores.gather(1, ids)
-        return ids, weights.mul_(self.scale / weights.sum(-1, keepdim=True))
+        return backend.route(x, self.weight, self.bias, self.topk, self.scale)
 
 
 @dataclass(frozen=True)
@@ -61,4 +55,4 @@ class MixtureOfExperts:
         """[T, h] -> fp32 [T, h]."""
         ids, weights = self.router(x, backend)
         routed = backend.moe(x, ids, weights, self.experts, self.shared.alpha, self.shared.limit)
-        return routed.add_(self.shared(x, backend))
+        return backend.add(routed, self.shared(x, backend))

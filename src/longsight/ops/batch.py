@@ -56,7 +56,7 @@ class Batch:
         kv_lens = [kv_len for _, kv_len, _ in sequences]
         return cls(torch.tensor(cu, dtype=torch.int32), torch.tensor(kv_lens, dtype=torch.int32), table)
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Packed query rows T."""
         return int(self.cu_seqlens[-1])

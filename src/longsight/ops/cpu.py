@@ -83,6 +83,7 @@ def select_blocks(
             layout.dtype == torch.bfloat16,
             torch.get_num_threads(),
         ),
+        ids,
     )
     return ids
 
@@ -138,6 +139,8 @@ def _attention(
             layout.dtype == torch.bfloat16,
             torch.get_num_threads(),
         ),
+        out,
+        lse,
     )
     return out, lse
 
@@ -159,6 +162,7 @@ def linear(x: Tensor, weight: PackedLinear) -> Tensor:
             x.dtype == torch.bfloat16,
             torch.get_num_threads(),
         ),
+        y,
     )
     return y
 
@@ -202,6 +206,7 @@ def _norm(x: Tensor, weight: Tensor, y: Tensor, cos: Tensor | None, sin: Tensor 
             x.dtype == torch.bfloat16,
             torch.get_num_threads(),
         ),
+        y,
     )
 
 
@@ -221,8 +226,62 @@ def swiglu(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
             gate_up.dtype == torch.bfloat16,
             torch.get_num_threads(),
         ),
+        y,
     )
     return y
+
+
+def add(y: Tensor, x: Tensor) -> Tensor:
+    _add(y, x, accumulate=True)
+    return y
+
+
+def route(x: Tensor, weight: PackedLinear, bias: Tensor, topk: int, scale: float) -> tuple[Tensor, Tensor]:
+    rows, experts = x.shape[0], weight.out_features
+    _check(bias, "bias", torch.float32, (experts,))
+    if not 1 <= topk <= experts:
+        raise UnsupportedError(f"topk {topk} must lie between 1 and the {experts} experts")
+    if x.dtype != torch.float32:
+        wide = torch.empty(x.shape, dtype=torch.float32)
+        _add(wide, x, accumulate=False)
+        x = wide
+    logits = linear(x, weight)
+    ids, weights = torch.empty(rows, topk, dtype=torch.int64), torch.empty(rows, topk)
+    kernels.call(
+        "ls_route",
+        kernels.RouteArgs(
+            logits.data_ptr(),
+            bias.data_ptr(),
+            ids.data_ptr(),
+            weights.data_ptr(),
+            rows,
+            experts,
+            topk,
+            scale,
+            torch.get_num_threads(),
+        ),
+        ids,
+        weights,
+    )
+    return ids, weights
+
+
+def _add(y: Tensor, x: Tensor, *, accumulate: bool) -> None:
+    _check(y, "y", y.dtype, tuple(y.shape))
+    _check(x, "x", x.dtype, tuple(y.shape))
+    kernels.call(
+        "ls_add",
+        kernels.AddArgs(
+            y.data_ptr(),
+            x.data_ptr(),
+            y.numel(),
+            y.dtype == torch.bfloat16,
+            x.dtype == torch.bfloat16,
+            accumulate,
+            torch.get_num_threads(),
+        ),
+        y,
+    )
 
 
 def moe(
@@ -233,8 +292,6 @@ def moe(
     _check(x, "x", experts.down[0].data.dtype, (rows, experts.down[0].out_features))
     _check(expert_ids, "expert_ids", torch.int64, (rows, topk))
     _check(expert_weights, "expert_weights", torch.float32, (rows, topk))
-    if rows and (int(expert_ids.min()) < 0 or int(expert_ids.max()) >= count):
-        raise UnsupportedError(f"expert ids must lie in 0..{count - 1}")
     if hidden % 16 or experts.down[0].in_features % 16:
         raise UnsupportedError(f"experts of {hidden} x {experts.down[0].in_features}: both must be multiples of 16")
     gate_up, down = experts.addresses
@@ -260,6 +317,7 @@ def moe(
                 x.dtype == torch.bfloat16,
                 torch.get_num_threads(),
             ),
+            y,
         )
     return y
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import os
+from contextvars import ContextVar
 from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from longsight.ops.errors import BackendUnavailableError, UnsupportedError
 from longsight.ops.memory import advise_huge_pages
 
 LIBRARY = "liblongsight_kernels.so"
-OUT_OF_MEMORY, BAD_SELECTION = 1, 2  # csrc/args.h
-ABI = 1  # ls_abi() of the library this file describes
+OUT_OF_MEMORY, BAD_SELECTION, BAD_EXPERT = 1, 2, 3  # csrc/args.h
+ABI = 2  # ls_abi() of the library this file describes
 
 
 class BatchArgs(Structure):
@@ -153,7 +155,40 @@ class SwigluArgs(Structure):
     )
 
 
-CALLS = {
+class AddArgs(Structure):
+    _fields_ = (
+        ("y", c_void_p),
+        ("x", c_void_p),
+        ("count", c_int64),
+        ("y_is_bf16", c_int32),
+        ("x_is_bf16", c_int32),
+        ("accumulate", c_int32),
+        ("threads", c_int32),
+    )
+
+
+class RouteArgs(Structure):
+    _fields_ = (
+        ("logits", c_void_p),
+        ("bias", c_void_p),
+        ("ids", c_void_p),
+        ("weights", c_void_p),
+        ("rows", c_int64),
+        ("experts", c_int64),
+        ("topk", c_int64),
+        ("scale", c_float),
+        ("threads", c_int32),
+    )
+
+
+class Call(Structure):
+    """A kernel's place in CALLS and its arguments."""
+
+    _fields_ = (("kernel", c_int64), ("args", c_void_p))
+
+
+# In the order of enum ls_kernel.
+CALLS: dict[str, type[Structure]] = {
     "ls_select_blocks": SelectArgs,
     "ls_attention": AttentionArgs,
     "ls_append_kv": AppendArgs,
@@ -161,6 +196,8 @@ CALLS = {
     "ls_moe": MoeArgs,
     "ls_norm": NormArgs,
     "ls_swiglu": SwigluArgs,
+    "ls_add": AddArgs,
+    "ls_route": RouteArgs,
 }
 
 
@@ -195,6 +232,7 @@ def _load() -> ctypes.CDLL | str:
     for name, struct in CALLS.items():
         function = getattr(library, name)
         function.argtypes, function.restype = (POINTER(struct),), c_int
+    library.ls_run.argtypes, library.ls_run.restype = (POINTER(Call), c_int64, POINTER(c_int64)), c_int
     library.ls_isa.restype = library.ls_usable_isa.restype = c_char_p
     library.ls_usable_isa.argtypes, library.ls_use_isa.argtypes = (c_int,), (c_char_p,)
     library.ls_peak_flops.argtypes, library.ls_peak_flops.restype = (c_int, c_int, c_double), c_double
@@ -254,16 +292,26 @@ def use_isa(name: str) -> None:
         raise UnsupportedError(f"instruction set {name!r} cannot run here; usable: {', '.join(usable_isas())}")
 
 
-def call(name: str, args: Structure) -> None:
-    """Run a kernel; the GIL is released meanwhile.
+# What `call` appends to while a step is recorded (ops/tape.py).
+recording: ContextVar[list[tuple[str, Structure, tuple[Tensor, ...]]] | None] = ContextVar("recording", default=None)
 
-    Raises MemoryError when its workspace cannot be had, UnsupportedError for a selection that breaks the contract.
-    """
-    status = getattr(library(), name)(args)
+
+def call(name: str, args: Structure, *outputs: Tensor) -> None:
+    """Run a kernel that writes `outputs`; the GIL is released meanwhile. Raises what `check` raises."""
+    check(name, args, getattr(library(), name)(args))
+    recorded = recording.get()
+    if recorded is not None:
+        recorded.append((name, args, outputs))
+
+
+def check(name: str, args: Structure, status: int) -> None:
+    """Raise MemoryError when a kernel's workspace cannot be had, UnsupportedError for ids that break the contract."""
     if status == OUT_OF_MEMORY:
         raise MemoryError(f"{name}: out of memory for the kernel's workspace")
     if status == BAD_SELECTION:
         raise UnsupportedError("block ids must ascend, end in -1 padding and never pass the row's own block")
+    if status == BAD_EXPERT:
+        raise UnsupportedError(f"expert ids must lie in 0..{args.experts - 1}")
 
 
 def peak_bf16_flops(threads: int | None = None, seconds: float = 0.2) -> float:

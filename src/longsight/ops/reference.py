@@ -151,6 +151,25 @@ def swiglu(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
     return ((up + 1) * gate * torch.sigmoid(alpha * gate)).to(gate_up.dtype)
 
 
+def add(y: Tensor, x: Tensor) -> Tensor:
+    """y += x in fp32, rounded to y's dtype; returns y."""
+    return y.copy_(y.float() + x.float())
+
+
+def route(x: Tensor, weight: PackedLinear, bias: Tensor, topk: int, scale: float) -> tuple[Tensor, Tensor]:
+    """M3's router, in fp32 whatever x's dtype: x [T, K], weight [E, K], bias fp32 [E] -> ids int64 [T, k], weights fp32.
+
+    The topk experts by sigmoid + bias, equal ones to the lower id, ids ascending; their weights are the sigmoids alone over
+    their sum, times scale.
+    """
+    # torch's vector and scalar loops round a sigmoid differently, and which runs depends on the number of rows; the
+    # detour over fp64 gives every row the same fp32 value.
+    scores = linear(x.float(), weight).double().sigmoid_().float()
+    ids = (scores + bias).sort(dim=-1, descending=True, stable=True).indices[:, :topk].sort(-1).values
+    weights = scores.gather(1, ids)
+    return ids, weights.mul_(scale / weights.sum(-1, keepdim=True))
+
+
 def moe(
     x: Tensor, expert_ids: Tensor, expert_weights: Tensor, experts: PackedExperts, alpha: float, limit: float
 ) -> Tensor:
