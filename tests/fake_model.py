@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from longsight.ops import Batch
+from longsight.ops.cost import AttentionShape, ModelShape
 
 BLOCK = 16
 VOCAB = 251
@@ -30,6 +31,23 @@ class FakeConfig:
     def page_bytes(self, dtype: torch.dtype | None = None) -> int:
         return BLOCK * 8
 
+    def shape(self) -> ModelShape:
+        return ModelShape(AttentionShape(1, 1, 16, 16, BLOCK, 3), 1, 1, 1000)
+
+
+@dataclass
+class FakePages:
+    """slots [pages, BLOCK]: the token that lies in each; a page never written is poison, so any stale read shows."""
+
+    slots: Tensor
+
+    def copy_page(self, source: int, target: int) -> None:
+        self.slots[target] = self.slots[source]
+
+
+class FakeBackend:
+    NAME = "fake"
+
 
 @dataclass
 class FakeModel:
@@ -40,18 +58,18 @@ class FakeModel:
     dtype: torch.dtype = torch.float32
     seconds: float = 0.0
     before: Callable[[list[int]], None] | None = None
-    backend: str = "fake"
+    backend: FakeBackend = field(default_factory=FakeBackend)
     backend_reason: str = "a test"
     weight_bytes: int = 0
 
-    def allocate_cache(self, pages: int) -> list[Tensor]:
-        return [torch.full((pages, BLOCK), -(10**9), dtype=torch.long)]  # poison: any stale slot read shows
+    def allocate_cache(self, pages: int) -> list[FakePages]:
+        return [FakePages(torch.full((pages, BLOCK), -(10**9), dtype=torch.long))]
 
     def forward(
         self,
         token_ids: Tensor,
         batch: Batch,
-        cache: Sequence[Tensor],
+        cache: Sequence[FakePages],
         *,
         logit_rows: Tensor | None = None,
         on_select: Callable[[int, Tensor], Tensor | None] | None = None,
@@ -60,7 +78,7 @@ class FakeModel:
             self.before(token_ids.tolist())
         if self.seconds:
             time.sleep(self.seconds)
-        pages = cache[0]
+        pages = cache[0].slots
         positions, owners = batch.positions.long(), batch.row_sequence.long()
         pages[batch.block_table[owners, positions // BLOCK].long(), positions % BLOCK] = token_ids
         if on_select is not None:

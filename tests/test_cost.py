@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longsight.cli.cost import shape_of
 from longsight.cli.main import main
 from longsight.model import ModelConfig
 from longsight.model.constructed import config
@@ -82,7 +81,7 @@ def test_exact_counts_are_what_the_operators_read() -> None:
 
 def test_cache_memory_is_what_pages_take() -> None:
     built = ModelConfig.from_dict(config())
-    assert cost.kv_bytes_per_token(shape_of(built)) * built.block_size == built.page_bytes(torch.bfloat16)
+    assert cost.kv_bytes_per_token(built.shape()) * built.block_size == built.page_bytes(torch.bfloat16)
 
 
 def test_command_prints_the_ratio_and_refuses_nonsense(capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,7 +69,7 @@ def test_closing_a_stream_frees_its_pages(driver: EngineDriver, model: FakeModel
     async def main() -> None:
         stream = driver.submit([greedy(300, 200)])
         async for update in stream.updates():
-            if update and update.token is not None:
+            if update and update.tokens:
                 break
         assert driver.stats().pages_used > 0
         stream.close()
@@ -86,7 +86,7 @@ def test_a_quiet_stream_has_a_heartbeat(driver: EngineDriver, model: FakeModel) 
     async def main() -> None:
         updates = [u async for u in driver.submit([greedy(9, 2)]).updates(heartbeat=0.02)]
         assert updates.count(None) >= 4
-        assert [u.token for u in updates if u] == expected_output(greedy(9).prompt, 2)
+        assert [t for u in updates if u for t in u.tokens] == expected_output(greedy(9).prompt, 2)
 
     asyncio.run(main())
 

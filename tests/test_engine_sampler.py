@@ -1,18 +1,28 @@
-"""Sampling: exact distributions, ties, extremes, and independence from neighbours."""
+"""Sampling: exact distributions, ties, extremes, independence from neighbours, and drafts that change nothing."""
 
 from __future__ import annotations
 
 import math
+from array import array
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longsight.engine import InvalidRequestError, Request, SamplingParams
-from longsight.engine.sampler import draw, sample
+from longsight.engine import InvalidRequestError, SamplingParams
+from longsight.engine.sampler import Rows, Sampled, SamplingState, draw, logprob, sample
 
 LOGITS = torch.log(torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2]))
+
+
+def state(prompt: tuple[int, ...] = (1,), stop_ids: tuple[int, ...] = (), **params: object) -> SamplingState:
+    return SamplingState(SamplingParams(**params), array("i", prompt), stop_ids=stop_ids)  # type: ignore[arg-type]
+
+
+def one(logits: torch.Tensor, who: SamplingState) -> int | None:
+    sampled = sample(logits[None], [Rows(who, 0)])[0]
+    return None if sampled is None else sampled[0].token
 
 
 def quantiles(params: SamplingParams, logits: torch.Tensor = LOGITS, steps: int = 2000) -> dict[int, float]:
@@ -44,7 +54,8 @@ def test_distribution(params: SamplingParams, expected: dict[int, float]) -> Non
 
 def test_equal_logits_go_to_the_lower_id() -> None:
     tied = torch.tensor([1.0, 3.0, 3.0, 3.0])
-    assert sample(tied[None], [Request([1], SamplingParams(temperature=0))]) == [1]
+    assert one(tied, state(temperature=0)) == 1
+    assert one(tied, state(temperature=0, logit_bias={0: 2.0})) == 0
     assert set(quantiles(SamplingParams(top_k=2), tied)) == {1, 2}
     assert set(quantiles(SamplingParams(top_p=0.5), torch.zeros(10))) == {0, 1, 2, 3, 4}
 
@@ -69,21 +80,132 @@ def test_only_the_nucleus_is_drawn(values: list[float], top_p: float, top_k: int
 def test_a_row_without_meaning_is_reported_and_leaves_the_others_alone() -> None:
     rows = torch.tensor([[0.0, 1.0], [math.nan, 1.0], [math.inf, 0.0], [-math.inf, 2.0], [-math.inf, -math.inf]])
     for temperature in (0.0, 1.0):
-        requests = [Request([1], SamplingParams(temperature=temperature, seed=0)) for _ in rows]
-        tokens = sample(rows, requests)
+        tokens = sample(rows, [Rows(state(temperature=temperature, seed=0), i) for i in range(len(rows))])
         assert tokens[1] is tokens[2] is tokens[4] is None
-        assert tokens[3] == 1
+        assert tokens[3] == [Sampled(1)]
         assert tokens[0] is not None
     assert sample(torch.zeros(0, 5), []) == []
 
 
 def test_a_seed_repeats_and_neighbours_do_not_matter() -> None:
-    def answer(neighbours: int) -> list[int | None]:
-        requests = [Request([1], SamplingParams(seed=7)), *(Request([1]) for _ in range(neighbours))]
-        return [sample(LOGITS.expand(len(requests), -1), requests)[0] for _ in range(50)]
+    def answer(neighbours: int) -> list[object]:
+        states = [state(seed=7), *(state() for _ in range(neighbours))]
+        logits = LOGITS.expand(len(states), -1)
+        return [sample(logits, [Rows(s, i) for i, s in enumerate(states)])[0] for _ in range(50)]
 
     assert answer(0) == answer(0) == answer(3)
-    assert len(set(answer(0))) > 1
+    assert len({str(a) for a in answer(0)}) > 1
+
+
+def test_penalties_are_those_of_their_definitions() -> None:
+    logits = torch.tensor([1.0, -1.0, 2.0, 0.5, -0.25])
+    who = state((1, 1, 2), temperature=0, repetition_penalty=2.0, presence_penalty=0.25, frequency_penalty=0.5)
+    for token in (3, 3, 0):
+        who.advance(token)
+    # Prompt and output tokens first halve (or double, where negative); output tokens then lose 0.25 + 0.5 a time.
+    want = [1.0 / 2 - 0.25 - 0.5, -1.0 * 2, 2.0 / 2, 0.5 / 2 - 0.25 - 1.0, -0.25]
+    seen: list[torch.Tensor] = []
+    biased = state((1, 1, 2), temperature=0, repetition_penalty=2.0, logit_bias={1: 5.0, 4: -100.0})
+    biased.advance(3)
+    for s, expected in ((who, want), (biased, [1.0, -2.0 + 5.0, 1.0, 0.25, -100.25])):
+        seen.append(s._adjusted(logits))
+        torch.testing.assert_close(seen[-1], torch.tensor(expected))
+    assert torch.equal(logits, torch.tensor([1.0, -1.0, 2.0, 0.5, -0.25])), "the row belongs to the caller"
+
+
+def test_repetition_penalty_is_that_of_transformers() -> None:
+    processor = pytest.importorskip("transformers").RepetitionPenaltyLogitsProcessor(1.3)
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    prompt, output = (3, 9, 9, 27), (4, 9, 31)
+    who = state(prompt, temperature=0, repetition_penalty=1.3)
+    for token in output:
+        who.advance(token)
+    torch.testing.assert_close(
+        who._adjusted(logits), processor(torch.tensor([prompt + output]), logits[None].clone())[0]
+    )
+
+
+@pytest.mark.parametrize("name", ["min_p", "top_k", "top_p"])
+def test_filters_keep_what_transformers_keeps(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    warper, value = {
+        "min_p": (transformers.MinPLogitsWarper(0.2), 0.2),
+        "top_k": (transformers.TopKLogitsWarper(4), 4),
+        "top_p": (transformers.TopPLogitsWarper(0.7), 0.7),
+    }[name]
+    for seed in range(5):
+        logits = torch.randn(12, generator=torch.Generator().manual_seed(seed))
+        kept = warper(None, logits[None].clone())[0].softmax(-1)
+        found = quantiles(SamplingParams(**{name: value}), logits)  # type: ignore[arg-type]
+        assert found == pytest.approx({i: p for i, p in enumerate(kept.tolist()) if p > 0}, abs=2e-3)
+
+
+def test_the_answer_does_not_end_before_min_tokens() -> None:
+    logits = torch.tensor([0.0, 5.0, 1.0])
+    who = state(stop_ids=(1,), temperature=0, min_tokens=2)
+    assert [one(logits, who) for _ in range(3)] == [2, 2, 1]
+
+
+def test_log_probabilities() -> None:
+    found = logprob(LOGITS, 2, 3)
+    assert found.logprob == pytest.approx(math.log(0.05), abs=1e-6)
+    assert [t for t, _ in found.top] == [1, 3, 4]
+    assert [p for _, p in found.top] == pytest.approx([math.log(p) for p in (0.4, 0.25, 0.2)], abs=1e-6)
+    assert [t for t, _ in logprob(torch.zeros(6), 5, 4).top] == [0, 1, 2, 3]
+    # They are the model's own, whatever is done to the logits afterwards.
+    sampled = sample(LOGITS[None], [Rows(state(temperature=0, logit_bias={2: 50.0}, logprobs=0), 0)])[0]
+    assert sampled is not None
+    assert sampled[0].token == 2
+    assert sampled[0].logprob == logprob(LOGITS, 2, 0)
+
+
+def next_row(text: list[int]) -> torch.Tensor:
+    """Logits as a function of the text so far."""
+    return 2 * torch.randn(6, generator=torch.Generator().manual_seed(hash(tuple(text[-3:])) % 10_000))
+
+
+@given(
+    drafts=st.lists(st.lists(st.integers(0, 5), max_size=4), min_size=30, max_size=30),
+    temperature=st.sampled_from([0.0, 0.8]),
+    presence=st.sampled_from([0.0, 1.0]),
+    top_p=st.sampled_from([1.0, 0.8]),
+)
+def test_drafts_change_no_answer(drafts: list[list[int]], temperature: float, presence: float, top_p: float) -> None:
+    def answer(guesses: list[list[int]]) -> list[Sampled]:
+        who = state(seed=5, temperature=temperature, presence_penalty=presence, top_p=top_p, logprobs=2)
+        text: list[Sampled] = []
+        for guess in guesses:
+            known = [s.token for s in text]
+            rows = torch.stack([next_row(known + guess[:i]) for i in range(len(guess) + 1)])
+            new = sample(rows, [Rows(who, 0, guess)])[0]
+            assert new is not None
+            assert [s.token for s in new[:-1]] == guess[: len(new) - 1]
+            text += new
+        return text
+
+    guessed = answer(drafts)
+    assert guessed == answer([[]] * len(guessed))
+
+
+def test_a_drafted_token_comes_as_often_as_it_should() -> None:
+    counts, n = [0] * 5, 20_000
+    who = state(seed=11)
+    second = torch.tensor([2.0, 0.0, 1.0, 0.0, 0.0]).log_softmax(-1)
+    rows = torch.stack([LOGITS, second])
+    pairs: dict[tuple[int, ...], int] = {}
+    for _ in range(n):
+        new = sample(rows, [Rows(who, 0, (3,))])[0]
+        assert new is not None
+        counts[new[0].token] += 1
+        tokens = tuple(s.token for s in new)
+        pairs[tokens] = pairs.get(tokens, 0) + 1
+    probability = LOGITS.exp().tolist()
+    chi = sum((c - n * p) ** 2 / (n * p) for c, p in zip(counts, probability, strict=True))
+    assert chi < 18.5, "4 degrees of freedom: beyond this lies 1 in 1,000"
+    accepted = [pairs.get((3, t), 0) for t in range(5)]
+    assert sum(accepted) == counts[3]
+    chi = sum((c - counts[3] * p) ** 2 / (counts[3] * p) for c, p in zip(accepted, second.exp().tolist(), strict=True))
+    assert chi < 18.5
 
 
 @pytest.mark.parametrize(
@@ -96,6 +218,14 @@ def test_a_seed_repeats_and_neighbours_do_not_matter() -> None:
         ("top_p", 1.5, "from 0 to 1"),
         ("top_k", -1, "at least 0"),
         ("max_tokens", 0, "at least 1"),
+        ("min_p", 1.1, "from 0 to 1"),
+        ("min_tokens", 17, "0 to max_tokens"),
+        ("repetition_penalty", 0.0, "positive"),
+        ("repetition_penalty", math.inf, "positive"),
+        ("presence_penalty", -2.5, "from -2 to 2"),
+        ("frequency_penalty", math.nan, "from -2 to 2"),
+        ("logit_bias", {5: 101.0}, "-100 to 100"),
+        ("logprobs", 21, "0 to 20"),
         ("stop", ("",), "1 to 1024"),
         ("stop", ("x" * 1025,), "1 to 1024"),
         ("stop", tuple("abcdefghijklmnopq"), "up to 16"),

@@ -67,12 +67,12 @@ def main(arguments: list[str]) -> None:
                 seen = 20 * stats.context // size
                 say(f"read {stats.context:,} of {size:,} tokens, {stats.tokens_per_second:,.0f} tokens/s now")
 
-        engine = Engine(model, max_model_len=size + DECODED, on_step=on_step)
+        engine = Engine(model, max_model_len=size + DECODED, speculate=False, on_step=on_step)
         # Python's ints of a million ids would be the largest thing in memory; the request keeps 4 bytes each.
         request = Request(prompt_ids(size), SamplingParams(max_tokens=DECODED, temperature=0.0, ignore_eos=True))
         start = time.perf_counter()
-        arrived = [time.perf_counter() for update in engine.generate(request) if update.token is not None]
-    pages = -(-request.max_length // model.config.block_size)
+        arrived = [time.perf_counter() for update in engine.generate(request) if update.tokens]
+    pages = -(-(size + DECODED) // model.config.block_size)
     result = {
         "read_s": arrived[0] - start,
         "token_s": [b - a for a, b in itertools.pairwise(arrived)],

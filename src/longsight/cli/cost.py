@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from longsight.model import ModelConfig
     from longsight.ops.cost import ModelShape
 
 EPILOG = """\
@@ -49,37 +48,12 @@ def run(args: argparse.Namespace) -> int:
         from longsight.model import ModelConfig
 
         path = Path(args.model)
-        shape = shape_of(ModelConfig.from_file(path / "config.json" if path.is_dir() else path))
+        shape = ModelConfig.from_file(path / "config.json" if path.is_dir() else path).shape()
         name = str(path)
     console = Console()
     for table in _tables(name, shape, args.tokens):
         console.print(table)
     return 0
-
-
-def shape_of(config: ModelConfig) -> ModelShape:
-    """The cost model's view of a configuration."""
-    from longsight.ops.cost import AttentionShape, ModelShape
-
-    h, heads = config.hidden_size, config.num_heads * config.head_dim
-    sparse = sum(kind == "sparse" for kind in config.attention_kinds)
-    moe = sum(kind == "moe" for kind in config.mlp_kinds)
-    groups = config.num_kv_heads
-    per_layer = 2 * heads * h + 2 * groups * config.head_dim * h
-    index = (groups + 1) * config.index_dim * h if sparse else 0
-    dense_mlp = 3 * config.dense_intermediate_size * h
-    experts = 3 * (config.experts_per_token * config.intermediate_size + config.shared_intermediate_size) * h
-    linear = (
-        config.num_layers * per_layer
-        + sparse * index
-        + (config.num_layers - moe) * dense_mlp
-        + moe * (experts + config.num_experts * h)
-        + config.vocab_size * h
-    )
-    attention = AttentionShape(
-        config.num_heads, groups, config.head_dim, config.index_dim, config.block_size, config.topk_blocks
-    )
-    return ModelShape(attention, config.num_layers - sparse, sparse, linear)
 
 
 def _tables(name: str, shape: ModelShape, lengths: list[int]) -> list[Any]:

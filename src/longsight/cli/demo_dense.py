@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from longsight.cli.cost import shape_of
 from longsight.ops import Batch, LayerPages
 from longsight.ops.cost import AttentionShape, exact_dense_prefill_flops
 
@@ -43,7 +42,7 @@ class DensePrice:
 def price_dense(model: Model, tokens: int) -> DensePrice:
     """Time dense attention over random keys at the end of a few contexts; the best rate seen is extrapolated."""
     config = model.config
-    shape = shape_of(config).attention
+    shape = config.shape().attention
     contexts = [c for c in CONTEXTS if c <= tokens] or [tokens]
     largest = contexts[-1]
     pages = LayerPages.allocate(config.page_layout(0, model.dtype), -(-largest // config.block_size))

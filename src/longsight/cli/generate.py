@@ -87,11 +87,11 @@ def answer(engine: Engine, request: Request) -> None:
         for update in engine.generate(request):
             if update.error is not None:
                 raise update.error
-            if update.token is None:
+            if not update.tokens:
                 rate = update.processed / (time.perf_counter() - started)
                 bar.update(update.processed, total, f"{rate:,.0f} tokens/s")
                 continue
-            if len(request.output) == 1:
+            if len(request.output) == len(update.tokens):
                 first = time.perf_counter()
                 bar.stop()
             if update.text:

@@ -5,6 +5,7 @@ from longsight.engine.driver import DriverStats, EngineDriver, Stream
 from longsight.engine.engine import Engine
 from longsight.engine.errors import (
     ContextLengthError,
+    DeadlineExceededError,
     EngineConfigError,
     EngineError,
     EngineStoppedError,
@@ -14,21 +15,27 @@ from longsight.engine.errors import (
     QueueFullError,
     StepFailedError,
 )
-from longsight.engine.pages import PageAllocator
-from longsight.engine.request import Request, SamplingParams, Selection, StepStats, Update
+from longsight.engine.pages import PagePool
+from longsight.engine.params import Grammar, SamplingParams
+from longsight.engine.prefix_cache import PrefixCache
+from longsight.engine.request import Request, Selection, StepStats, Update
+from longsight.engine.sampler import TokenLogprob
 
 __all__ = [
     "ContextLengthError",
+    "DeadlineExceededError",
     "DriverStats",
     "Engine",
     "EngineConfigError",
     "EngineDriver",
     "EngineError",
     "EngineStoppedError",
+    "Grammar",
     "InvalidRequestError",
     "OutOfPagesError",
     "PageAccountingError",
-    "PageAllocator",
+    "PagePool",
+    "PrefixCache",
     "QueueFullError",
     "Request",
     "SamplingDefaults",
@@ -37,5 +44,6 @@ __all__ = [
     "StepFailedError",
     "StepStats",
     "Stream",
+    "TokenLogprob",
     "Update",
 ]

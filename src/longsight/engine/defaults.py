@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from longsight.engine.errors import EngineConfigError, InvalidRequestError
-from longsight.engine.request import SamplingParams
+from longsight.engine.params import SamplingParams
 from longsight.model import json_object
 
 FILE = "generation_config.json"

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longsight.engine.errors import InvalidRequestError, StepFailedError
+from longsight.engine.draft import Drafter
+from longsight.engine.errors import DeadlineExceededError, InvalidRequestError, StepFailedError
 from longsight.engine.memory import available_bytes, plan_pages
-from longsight.engine.pages import PageAllocator
+from longsight.engine.pages import PagePool
+from longsight.engine.prefix_cache import PrefixCache
 from longsight.engine.request import FinishReason, Request, StepStats, Update
 from longsight.engine.runner import Runner
-from longsight.engine.scheduler import Scheduler, Work
+from longsight.engine.sampler import Sampled, SamplingState
+from longsight.engine.scheduler import Scheduler, StepCost, Work
 from longsight.engine.text import Decoder, TextStream
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ class Engine:
     max_model_len: tokens of prompt + answer per request; None = the model's limit, or what the pages hold.
     kv_bytes: memory for pages (kv_bytes // config.page_bytes() of them); None = what the longest request needs.
     chunk_tokens: prompt tokens per step. max_running: requests that run at once.
+    prefix_cache: keep what finished and running requests have read, for others that begin alike.
+    speculate: guess tokens by prompt lookup and verify them (draft.py); changes speed, never the answer.
     on_step: called after each step with its StepStats.
     Raises EngineConfigError if the numbers do not go together.
     """
@@ -42,11 +47,13 @@ class Engine:
         max_model_len: int | None = None,
         kv_bytes: int | None = None,
         chunk_tokens: int = 2048,
-        max_running: int = 8,
+        max_running: int = 16,
+        prefix_cache: bool = True,
+        speculate: bool = True,
         on_step: Callable[[StepStats], None] | None = None,
     ) -> None:
         config = model.config
-        self.model, self.tokenizer, self.on_step = model, tokenizer, on_step
+        self.model, self.tokenizer, self.on_step, self.speculate = model, tokenizer, on_step, speculate
         self.page_bytes = config.page_bytes(model.dtype)
         pages, self.max_model_len = plan_pages(
             page_bytes=self.page_bytes,
@@ -56,20 +63,24 @@ class Engine:
             kv_bytes=kv_bytes,
             available=available_bytes(),
         )
-        self.pages = PageAllocator(pages)
-        self.scheduler = Scheduler(
-            self.pages,
-            block_size=config.block_size,
-            max_model_len=self.max_model_len,
-            chunk_tokens=chunk_tokens,
-            max_running=max_running,
-        )
+        self.pages = PagePool(pages)
+        self.prefix_cache = PrefixCache(self.pages, config.block_size)
         self.runner = Runner(
             model,
             pages=pages,
             block_size=config.block_size,
             max_running=max_running,
-            max_blocks=self.scheduler.pages_for(self.max_model_len),
+            max_blocks=-(-self.max_model_len // config.block_size),
+        )
+        self.scheduler = Scheduler(
+            self.pages,
+            self.prefix_cache,
+            max_model_len=self.max_model_len,
+            chunk_tokens=chunk_tokens,
+            max_running=max_running,
+            copy_page=self.runner.copy_page,
+            cost=StepCost.of_model(config.shape()),
+            reuse=prefix_cache,
         )
 
     @property
@@ -78,6 +89,8 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raise InvalidRequestError or ContextLengthError for a request that can never run. Any thread may ask."""
+        if request.finished or request.sampling is not None:
+            raise InvalidRequestError(f"request {request.id} has been given to an engine before; make a new one")
         vocab = self.model.config.vocab_size
         ids = np.frombuffer(request.prompt, dtype=np.int32)
         low, high = int(ids.min()), int(ids.max())
@@ -86,6 +99,13 @@ class Engine:
             raise InvalidRequestError(
                 f"token id {bad} is not in the vocabulary; ids run from 0 to {vocab - 1}", "prompt"
             )
+        for name, tokens in (
+            ("logit_bias", request.params.logit_bias or ()),
+            ("stop_token_ids", request.params.stop_token_ids),
+        ):
+            for token in tokens:
+                if not 0 <= token < vocab:
+                    raise InvalidRequestError(f"{name} names token {token}; ids run from 0 to {vocab - 1}", name)
         if request.params.stop and self.tokenizer is None:
             raise InvalidRequestError("stop strings need a tokenizer, and this engine has none", "stop")
         self.scheduler.check(len(request.prompt), request.params.max_tokens)
@@ -95,6 +115,10 @@ class Engine:
         self.check(request)
         if self.tokenizer is not None:
             request.text = TextStream(self.tokenizer, request.params.stop)
+        request.sampling = SamplingState(request.params, request.prompt, stop_ids=self._stop_ids(request))
+        if self.speculate and not request.record_selection:
+            request.drafter = Drafter()
+            request.drafter.extend(request.prompt)
         self.scheduler.add(request)
 
     def cancel(self, request: Request) -> None:
@@ -103,20 +127,20 @@ class Engine:
 
     def step(self) -> list[Update]:
         """Run one step and say what it did for each request in it. A step that raises ends its own requests only."""
+        started = time.perf_counter()
+        late = self._give_up_late_ones()
         work = self.scheduler.schedule()
         if not work:
-            return []
-        started = time.perf_counter()
+            return late
         try:
             sampled = iter(self.runner.run(work))
         except Exception as error:
             log.exception("a step failed; the requests in it end (%d)", len(work))
-            return [self._fail(w.request, error) for w in work]
-        seconds = time.perf_counter() - started
+            return late + [self._fail(w.request, error) for w in work]
         updates = [self._advance(w, next(sampled)) if w.samples else self._advance_prompt(w) for w in work]
         if self.on_step is not None:
-            self.on_step(self._stats(work, seconds))
-        return updates
+            self.on_step(self._stats(work, updates, time.perf_counter() - started))
+        return late + updates
 
     def generate(self, request: Request) -> Iterator[Update]:
         """Add one request and step until it ends, yielding its updates. Closing the iterator cancels it."""
@@ -127,47 +151,80 @@ class Engine:
         finally:
             self.cancel(request)
 
-    def _advance_prompt(self, work: Work) -> Update:
-        work.request.computed = work.end
-        return Update(work.request, processed=work.end)
+    def _give_up_late_ones(self) -> list[Update]:
+        late = [r for r in self.scheduler.live() if r.deadline is not None and r.deadline <= time.monotonic()]
+        return [
+            self._end(r, DeadlineExceededError(f"the deadline passed after {len(r.output)} generated tokens"))
+            for r in late
+        ]
 
-    def _advance(self, work: Work, token: int | None) -> Update:
+    def _advance_prompt(self, work: Work) -> Update:
+        self.scheduler.advance(work.request, work.end)
+        return Update(work.request, processed=min(work.end, len(work.request.prompt)))
+
+    def _advance(self, work: Work, sampled: list[Sampled] | None) -> Update:
         request = work.request
-        request.computed = work.end
-        if token is None:
+        if sampled is None:
             return self._fail(request, FloatingPointError("the model's logits are not finite"))
-        request.output.append(token)
-        reason = self._finish_reason(request, token)
+        if request.drafter is not None and work.drafts:
+            request.drafter.verified(len(work.drafts), len(sampled) - 1)
+        tokens: list[int] = []
+        text, reason = "", None
         try:
-            text, stopped = _new_text(request, token, reason)
+            for s in sampled:
+                tokens.append(s.token)
+                request.output.append(s.token)
+                if s.logprob is not None:
+                    request.logprobs.append(s.logprob)
+                reason = self._finish_reason(request, s.token)
+                more, stopped = _new_text(request, s.token, reason)
+                text += more
+                reason = "stop" if stopped else reason
+                if reason is not None:
+                    break
         except Exception as error:
             log.exception("a token could not be turned into text; its request ends")
             return self._fail(request, error)
-        reason = "stop" if stopped else reason
+        if request.drafter is not None:
+            request.drafter.extend(tokens)
+        # Of the tokens just found all but the newest were drafted, and so are in the pages already.
+        self.scheduler.advance(request, work.end + len(tokens) - 1)
         if reason is not None:
             self.scheduler.finish(request, reason)
-        return Update(request, text, token, len(request.prompt), reason)
+        logprobs = request.logprobs[len(request.logprobs) - len(tokens) :] if request.logprobs else ()
+        return Update(request, text, tokens, len(request.prompt), reason, logprobs=logprobs)
+
+    def _stop_ids(self, request: Request) -> frozenset[int]:
+        ends = () if request.params.ignore_eos else self.model.config.eos_token_ids
+        return frozenset((*ends, *request.params.stop_token_ids))
 
     def _finish_reason(self, request: Request, token: int) -> FinishReason | None:
-        if token in self.model.config.eos_token_ids and not request.params.ignore_eos:
+        if token in self._stop_ids(request):
             return "stop"
         return "length" if len(request.output) >= request.params.max_tokens else None
 
     def _fail(self, request: Request, cause: Exception) -> Update:
         error = StepFailedError(f"the step that this request was in failed: {type(cause).__name__}: {cause}")
         error.__cause__ = cause
-        self.scheduler.finish(request, "error")
-        return Update(request, processed=min(request.computed, len(request.prompt)), finish_reason="error", error=error)
+        return self._end(request, error)
 
-    def _stats(self, work: Sequence[Work], seconds: float) -> StepStats:
-        decoding = sum(w.is_decode for w in work)
+    def _end(self, request: Request, error: Exception) -> Update:
+        processed = min(request.computed, len(request.prompt))
+        self.scheduler.finish(request, "error")
+        return Update(request, processed=processed, finish_reason="error", error=error)
+
+    def _stats(self, work: Sequence[Work], updates: Sequence[Update], seconds: float) -> StepStats:
+        decoded = [u for w, u in zip(work, updates, strict=True) if w.is_decode]
         return StepStats(
             prompt_tokens=sum(w.length for w in work if not w.is_decode),
-            decode_tokens=decoding,
+            decode_tokens=sum(len(u.tokens) for u in decoded),
             context=max(w.end for w in work),
             seconds=seconds,
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
+            drafted=sum(len(w.drafts) for w in work),
+            accepted=sum(max(len(u.tokens) - 1, 0) for u in decoded),
+            kernel_seconds=self.runner.forward_seconds,
         )
 
 

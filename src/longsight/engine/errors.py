@@ -63,3 +63,7 @@ class StepFailedError(EngineError):
 
 class EngineStoppedError(EngineError):
     """The engine has been closed and takes no more requests."""
+
+
+class DeadlineExceededError(EngineError):
+    """A request's deadline passed before its answer was complete."""

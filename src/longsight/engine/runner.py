@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from longsight.engine.errors import EngineConfigError
 from longsight.engine.request import Request, Selection
-from longsight.engine.sampler import sample
+from longsight.engine.sampler import Rows, Sampled, sample
 from longsight.engine.scheduler import Work
-from longsight.ops import Batch
+from longsight.model.replay import StepReplay
+from longsight.ops import Batch, LayerPages
 
 if TYPE_CHECKING:
     from longsight.model import Model
@@ -21,60 +23,95 @@ if TYPE_CHECKING:
 class Runner:
     """The page memory and the block table, and the step over them.
 
-    The block table is one int32 tensor [max_running, max_blocks]. A request's row is written once, when it first runs;
-    a step copies the rows it needs as memory, so no step's Python work grows with the context.
+    The block table is one int32 tensor [max_running, max_blocks]. A request's row grows as its pages do; a step copies
+    the rows it needs as memory, so no step's Python work grows with the context.
+    cache: pages that exist already, of a memory-mapped file for one; None allocates them.
+    forward_seconds: how long the last step's forward pass took.
     """
 
-    def __init__(self, model: Model, *, pages: int, block_size: int, max_running: int, max_blocks: int) -> None:
-        self.model, self.block_size = model, block_size
+    def __init__(
+        self,
+        model: Model,
+        *,
+        pages: int,
+        block_size: int,
+        max_running: int,
+        max_blocks: int,
+        cache: Sequence[LayerPages] | None = None,
+    ) -> None:
+        self.model, self.pages, self.block_size = model, pages, block_size
+        self.forward_seconds = 0.0
         try:
-            self.cache = model.allocate_cache(pages)
+            self.cache = list(cache) if cache is not None else model.allocate_cache(pages)
         except (RuntimeError, MemoryError) as error:
             raise EngineConfigError(f"no memory for {pages} pages of the cache: {error}") from error
+        self._replay = StepReplay(model, self.cache, max_blocks)
         self._table = torch.full((max_running, max_blocks), -1, dtype=torch.int32)
-        self._owner = [-1] * max_running
+        # Whose pages each row holds, in which admission of that request, and how many of them.
+        self._rows: list[tuple[int, int, int]] = [(-1, 0, 0)] * max_running
 
-    def run(self, work: Sequence[Work]) -> list[int | None]:
-        """Run the step; the next token of each work that samples, in order (None: its logits are not finite)."""
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy a page in every layer."""
+        for layer in self.cache:
+            layer.copy_page(source, target)
+
+    def run(self, work: Sequence[Work]) -> list[list[Sampled] | None]:
+        """Run the step; the new tokens of each work that samples, in order (None: its logits are not finite)."""
         tokens: list[int] = []
         ends: list[int] = []
+        wanted: list[int] = []
+        entries: list[Rows] = []
         for w in work:
-            self._claim_row(w.request)
+            self._update_row(w.request)
             tokens.extend(w.request.tokens(w.start, w.end))
+            tokens.extend(w.drafts)
             ends.append(len(tokens))
-        sampling = [i for i, w in enumerate(work) if w.samples]
-        rows = [ends[i] - 1 for i in sampling]
-        requests = [work[i].request for i in sampling]
+            if w.samples and w.request.sampling is not None:
+                entries.append(Rows(w.request.sampling, len(wanted), w.drafts))
+                wanted.extend(range(len(tokens) - 1 - len(w.drafts), len(tokens)))
+        hook = _recorder([w for w in work if w.samples], wanted)
+        token_ids = torch.tensor(tokens, dtype=torch.long)
         with torch.inference_mode():
-            logits = self.model.forward(
-                torch.tensor(tokens, dtype=torch.long),
-                self._batch(work, ends),
-                self.cache,
-                logit_rows=torch.tensor(rows, dtype=torch.long),
-                on_select=_recorder(requests, rows),
-            )
-            return sample(logits, requests)
+            batch = self._batch(work, ends)
+            started = time.perf_counter()
+            if len(wanted) == len(tokens) and hook is None and self._replay.supports(len(tokens)):
+                logits = self._replay.forward(token_ids, batch)
+            else:
+                rows = torch.tensor(wanted, dtype=torch.long)
+                logits = self.model.forward(token_ids, batch, self.cache, logit_rows=rows, on_select=hook)
+            self.forward_seconds = time.perf_counter() - started
+            return sample(logits, entries)
 
     def _batch(self, work: Sequence[Work], ends: list[int]) -> Batch:
-        width = -(-max(w.end for w in work) // self.block_size)
-        slots = torch.tensor([w.request.slot for w in work])
-        return Batch(
+        kv_lens = [w.start + w.rows for w in work]
+        width = -(-max(kv_lens) // self.block_size)
+        return Batch.trusted(
             torch.tensor([0, *ends], dtype=torch.int32),
-            torch.tensor([w.end for w in work], dtype=torch.int32),
-            self._table[:, :width].index_select(0, slots),
+            torch.tensor(kv_lens, dtype=torch.int32),
+            self._table[:, :width].index_select(0, torch.tensor([w.request.slot for w in work])),
+            self.block_size,
+            self.pages,
         )
 
-    def _claim_row(self, request: Request) -> None:
-        if self._owner[request.slot] != request.id:
-            self._table[request.slot, : len(request.pages)] = torch.tensor(request.pages, dtype=torch.int32)
-            self._owner[request.slot] = request.id
+    def _update_row(self, request: Request) -> None:
+        owner, admission, filled = self._rows[request.slot]
+        if (owner, admission) != (request.id, request.preemptions):
+            filled = 0
+        if filled < len(request.pages):
+            new = torch.tensor(request.pages[filled:], dtype=torch.int32)
+            self._table[request.slot, filled : len(request.pages)] = new
+            self._rows[request.slot] = (request.id, request.preemptions, len(request.pages))
 
 
-def _recorder(requests: Sequence[Request], rows: Sequence[int]) -> Callable[[int, Tensor], None] | None:
+def _recorder(work: Sequence[Work], rows: Sequence[int]) -> Callable[[int, Tensor], None] | None:
     """A hook that notes what each sparse layer chose for the rows whose requests ask for it; None if none does."""
-    wanted = [(request, row) for request, row in zip(requests, rows, strict=True) if request.record_selection]
-    if not wanted:
+    if not any(w.request.record_selection for w in work):
         return None
+    last_rows, at = [], -1
+    for w in work:
+        at += 1 + len(w.drafts)
+        last_rows.append(rows[at])
+    wanted = [(w.request, row) for w, row in zip(work, last_rows, strict=True) if w.request.record_selection]
 
     def note(layer: int, ids: Tensor) -> None:  # ids int32 [T, H_kv, k]
         for request, row in wanted:

@@ -1,35 +1,163 @@
-"""Logits to tokens. Each request draws from its own generator, so its answer doesn't depend on its neighbours."""
+"""Logits to tokens. Each request draws from its own generator, so its answer does not depend on its neighbours."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from array import array
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from longsight.engine.request import Request, SamplingParams
+from longsight.engine.params import SamplingParams
 
 
-def sample(logits: Tensor, requests: Sequence[Request]) -> list[int | None]:
-    """One token per row of logits fp32 [R, vocab]; None where a row is not finite and so has no meaning.
+class Matcher(Protocol):
+    """An answer's grammar on its way through the answer."""
 
-    Equal logits go to the lower token id.
+    def mask(self) -> Tensor:
+        """Bool [vocab]: which tokens may come next."""
+
+    def accept(self, token: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's log-probability, and the likeliest tokens in its place, best first. Before any adjustment."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    token: int
+    logprob: TokenLogprob | None = None
+
+
+class SamplingState:
+    """What one request's sampling remembers: random numbers drawn, tokens seen, where its grammar stands.
+
+    stop_ids: tokens that end the answer, which min_tokens holds back.
     """
-    if not requests:
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: array[int],
+        *,
+        stop_ids: Collection[int] = (),
+        matcher: Matcher | None = None,
+    ) -> None:
+        self.params, self.matcher = params, matcher
+        self.generated = 0
+        # Python promises that a seeded Random.random() repeats across versions and machines.
+        self._random = random.Random(params.seed)
+        self._stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long)
+        self._counts: Counter[int] = Counter()
+        self._prompt = torch.empty(0, dtype=torch.long)
+        if params.repetition_penalty != 1:
+            self._prompt = torch.from_numpy(np.unique(np.asarray(prompt)).astype(np.int64))
+        bias = params.logit_bias or {}
+        self._bias_ids = torch.tensor(list(bias), dtype=torch.long)
+        self._bias = torch.tensor(list(bias.values()), dtype=torch.float32)
+
+    def choose(self, logits: Tensor) -> int:
+        """The next token by fp32 logits [vocab]. Changes nothing but the random generator."""
+        if self.params.adjusts_logits:
+            logits = self._adjusted(logits)
+        if self.params.temperature == 0:
+            return int(logits.argmax())
+        return draw(logits, self.params, self._random.random())
+
+    def advance(self, token: int) -> None:
+        """`token` has become part of the answer."""
+        self.generated += 1
+        self._counts[token] += 1
+        if self.matcher is not None:
+            self.matcher.accept(token)
+
+    def _adjusted(self, logits: Tensor) -> Tensor:
+        params, logits = self.params, logits.clone()
+        seen = torch.tensor(list(self._counts), dtype=torch.long)
+        if params.repetition_penalty != 1:
+            ids = torch.cat((self._prompt, seen)).unique()
+            values = logits[ids]
+            logits[ids] = torch.where(
+                values > 0, values / params.repetition_penalty, values * params.repetition_penalty
+            )
+        if (params.presence_penalty or params.frequency_penalty) and len(seen):
+            counts = torch.tensor(list(self._counts.values()), dtype=torch.float32)
+            logits[seen] -= params.presence_penalty + params.frequency_penalty * counts
+        if len(self._bias_ids):
+            logits[self._bias_ids] += self._bias
+        if self.matcher is not None:
+            allowed = self.matcher.mask()
+            logits[: len(allowed)].masked_fill_(~allowed, -torch.inf)
+        if self.generated < params.min_tokens:
+            held_back = logits.clone()
+            held_back[self._stop_ids] = -torch.inf
+            # Where a finished grammar allows nothing but the end, the end it is.
+            logits = held_back if bool(held_back.isfinite().any()) else logits
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """One request's rows of the logits: row `first` follows its last token, each further row one drafted token more."""
+
+    state: SamplingState
+    first: int
+    drafts: Sequence[int] = ()
+
+
+def sample(logits: Tensor, entries: Sequence[Rows]) -> list[list[Sampled] | None]:
+    """The new tokens of each entry, one to 1 + len(drafts) of them; None where a row needed is not finite.
+
+    logits fp32 [R, vocab]. Equal logits go to the lower token id. A row is sampled as it would be without drafts, with
+    the same random number; the next row counts only if the token is the drafted one. So drafts change no answer.
+    """
+    if not entries:
         return []
     best, best_ids = logits.max(-1)  # of equal maxima the first; NaN wins over everything
-    tokens: list[int | None] = list(best_ids.tolist())
-    for row, finite in enumerate(best.isfinite().tolist()):
-        request = requests[row]
-        if not finite:
-            tokens[row] = None
-        elif request.params.temperature > 0:
-            tokens[row] = draw(logits[row], request.params, request.rng.random())
+    finite, greedy = best.isfinite().tolist(), best_ids.tolist()
+    return [_verify(logits, greedy, finite, entry) for entry in entries]
+
+
+def _verify(logits: Tensor, greedy: Sequence[int], finite: Sequence[bool], entry: Rows) -> list[Sampled] | None:
+    state, params, tokens = entry.state, entry.state.params, list[Sampled]()
+    plain = params.temperature == 0 and not params.adjusts_logits
+    for row in range(entry.first, entry.first + len(entry.drafts) + 1):
+        if not finite[row]:
+            return None
+        token = greedy[row] if plain else state.choose(logits[row])
+        tokens.append(Sampled(token, None if params.logprobs is None else logprob(logits[row], token, params.logprobs)))
+        state.advance(token)
+        drafted = row - entry.first
+        if drafted == len(entry.drafts) or entry.drafts[drafted] != token:
+            break
     return tokens
 
 
+def logprob(logits: Tensor, token: int, top: int) -> TokenLogprob:
+    """log_softmax of one row, for one token and the `top` likeliest (equal ones in order of their ids)."""
+    values = logits.double().log_softmax(-1)
+    best: list[tuple[int, float]] = []
+    if top:
+        # Everything at least as likely as the last place, so that ties are settled by id and not by topk.
+        ids = (values >= values.topk(min(top, len(values))).values[-1]).nonzero()[:, 0]
+        order = values[ids].sort(dim=-1, descending=True, stable=True).indices[:top]
+        best = [(int(i), float(values[i])) for i in ids[order]]
+    return TokenLogprob(token, float(values[token]), tuple(best))
+
+
 def draw(logits: Tensor, params: SamplingParams, uniform: float) -> int:
-    """The token at quantile `uniform` (0 to 1) of the distribution that temperature, top_k and top_p leave.
+    """The token at quantile `uniform` (0 to 1) of the distribution that temperature, top_k, min_p and top_p leave.
 
     logits fp32 [vocab], finite maximum. Tokens are ordered by probability, then by id.
     """
@@ -39,6 +167,8 @@ def draw(logits: Tensor, params: SamplingParams, uniform: float) -> int:
     ids = torch.arange(probability.shape[0])
     if 0 < params.top_k < ids.shape[0]:
         ids = (probability >= probability.topk(params.top_k).values[-1]).nonzero()[:, 0]
+    elif params.min_p > 0:
+        ids = (probability >= params.min_p * probability.max()).nonzero()[:, 0]
     elif params.top_p < 1:
         # Tokens below this bound together weigh less than 1 - top_p: the nucleus is complete without them, and sorting
         # the rest is cheap in a vocabulary of 200,000. The factor leaves room for rounding.
@@ -46,6 +176,9 @@ def draw(logits: Tensor, params: SamplingParams, uniform: float) -> int:
     ordered, order = probability[ids].sort(descending=True, stable=True)
     if params.top_k:
         ordered = ordered[: params.top_k]
+    if params.min_p > 0:
+        ordered = ordered[ordered >= params.min_p * ordered[0]]
+    if params.top_k or params.min_p > 0:
         ordered = ordered / ordered.sum()
     cumulative = ordered.cumsum(0)
     if params.top_p < 1:

@@ -14,6 +14,7 @@ import torch
 from longsight.model import config_json, json_object
 from longsight.model.errors import ConfigError
 from longsight.ops import PageLayout
+from longsight.ops.cost import AttentionShape, ModelShape
 
 AttentionKind = Literal["full", "sparse"]
 MlpKind = Literal["dense", "moe"]
@@ -93,6 +94,26 @@ class ModelConfig:
     def page_bytes(self, dtype: torch.dtype | None = None) -> int:
         """Bytes behind one page id: keys, values and index keys of block_size tokens in every layer."""
         return sum(self.page_layout(layer, dtype).page_bytes for layer in range(self.num_layers))
+
+    def shape(self) -> ModelShape:
+        """What its cost depends on (ops/cost.py)."""
+        h, heads, groups = self.hidden_size, self.num_heads * self.head_dim, self.num_kv_heads
+        sparse = self.attention_kinds.count("sparse")
+        moe = self.mlp_kinds.count("moe")
+        per_layer = 2 * heads * h + 2 * groups * self.head_dim * h
+        index = (groups + 1) * self.index_dim * h
+        experts = 3 * (self.experts_per_token * self.intermediate_size + self.shared_intermediate_size) * h
+        linear = (
+            self.num_layers * per_layer
+            + sparse * index
+            + (self.num_layers - moe) * 3 * self.dense_intermediate_size * h
+            + moe * (experts + self.num_experts * h)
+            + self.vocab_size * h
+        )
+        attention = AttentionShape(
+            self.num_heads, groups, self.head_dim, self.index_dim, self.block_size, self.topk_blocks
+        )
+        return ModelShape(attention, self.num_layers - sparse, sparse, linear)
 
     @property
     def has_sparse(self) -> bool:

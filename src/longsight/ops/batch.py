@@ -56,6 +56,11 @@ class Batch:
         kv_lens = [kv_len for _, kv_len, _ in sequences]
         return cls(torch.tensor(cu, dtype=torch.int32), torch.tensor(kv_lens, dtype=torch.int32), table)
 
+    @classmethod
+    def trusted(cls, cu_seqlens: Tensor, kv_lens: Tensor, block_table: Tensor, block_size: int, pages: int) -> Batch:
+        """A batch whose table is wide enough and names pages 0 .. pages - 1 only, by the word of the pool's owner."""
+        return cls(cu_seqlens, kv_lens, block_table, {block_size: (0, pages - 1)})
+
     @cached_property
     def rows(self) -> int:
         """Packed query rows T."""

@@ -129,3 +129,9 @@ class LayerPages:
         if self.index_k is None:
             raise UnsupportedError("this layer has no index branch, so its pages hold no index keys")
         return unpack(self.index_k[ids], self.layout.block_size, self.layout.index_dim)
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Make page `target` a copy of page `source`: keys, values and index keys."""
+        for tensor in (self.k, self.v, self.index_k):
+            if tensor is not None:
+                tensor[target].copy_(tensor[source])

@@ -157,10 +157,10 @@ def add(y: Tensor, x: Tensor) -> Tensor:
 
 
 def route(x: Tensor, weight: PackedLinear, bias: Tensor, topk: int, scale: float) -> tuple[Tensor, Tensor]:
-    """M3's router, in fp32 whatever x's dtype: x [T, K], weight [E, K], bias fp32 [E] -> ids int64 [T, k], weights fp32.
+    """M3's router, always in fp32: x [T, K], weight [E, K], bias fp32 [E] -> ids int64, weights fp32, both [T, k].
 
-    The topk experts by sigmoid + bias, equal ones to the lower id, ids ascending; their weights are the sigmoids alone over
-    their sum, times scale.
+    The topk experts by sigmoid + bias, equal ones to the lower id, ids ascending; their weights are the sigmoids alone
+    over their sum, times scale.
     """
     # torch's vector and scalar loops round a sigmoid differently, and which runs depends on the number of rows; the
     # detour over fp64 gives every row the same fp32 value.

@@ -133,7 +133,7 @@ async def _frames(service: Service, dialect: Dialect, fields: CommonFields, stre
                 yield frame(dialect.chunk([], prompt_progress=progress, **until_usage))
             processed[request] = update.processed
             # The opening chunk comes with the first token, so that a client's time to first chunk is the true one.
-            if update.token is not None and request not in opened:
+            if update.tokens and request not in opened:
                 opened.add(request)
                 choices.append(dialect.first_choice(i))
             if update.text:
