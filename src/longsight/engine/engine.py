@@ -21,6 +21,7 @@ from longsight.engine.scheduler import Scheduler, StepCost, Work
 from longsight.engine.text import Decoder, TextStream
 
 if TYPE_CHECKING:
+    from longsight.engine.grammar import GrammarCompiler
     from longsight.model import Model
 
 log = logging.getLogger("longsight")
@@ -35,6 +36,7 @@ class Engine:
     chunk_tokens: prompt tokens per step. max_running: requests that run at once.
     prefix_cache: keep what finished and running requests have read, for others that begin alike.
     speculate: guess tokens by prompt lookup and verify them (draft.py); changes speed, never the answer.
+    grammars: compiles the grammars that requests ask for; None refuses such requests.
     on_step: called after each step with its StepStats.
     Raises EngineConfigError if the numbers do not go together.
     """
@@ -50,10 +52,12 @@ class Engine:
         max_running: int = 16,
         prefix_cache: bool = True,
         speculate: bool = True,
+        grammars: GrammarCompiler | None = None,
         on_step: Callable[[StepStats], None] | None = None,
     ) -> None:
         config = model.config
         self.model, self.tokenizer, self.on_step, self.speculate = model, tokenizer, on_step, speculate
+        self.grammars = grammars
         self.page_bytes = config.page_bytes(model.dtype)
         pages, self.max_model_len = plan_pages(
             page_bytes=self.page_bytes,
@@ -88,7 +92,10 @@ class Engine:
         return self.scheduler.has_work
 
     def check(self, request: Request) -> None:
-        """Raise InvalidRequestError or ContextLengthError for a request that can never run. Any thread may ask."""
+        """Raise InvalidRequestError or ContextLengthError for a request that can never run. Any thread may ask.
+
+        A grammar is compiled here, once, so that a hostile one costs the asking thread and not the engine's.
+        """
         if request.finished or request.sampling is not None:
             raise InvalidRequestError(f"request {request.id} has been given to an engine before; make a new one")
         vocab = self.model.config.vocab_size
@@ -106,6 +113,13 @@ class Engine:
             for token in tokens:
                 if not 0 <= token < vocab:
                     raise InvalidRequestError(f"{name} names token {token}; ids run from 0 to {vocab - 1}", name)
+        if request.params.grammar is not None:
+            if self.grammars is None:
+                raise InvalidRequestError(
+                    "a grammar needs the checkpoint's tokenizer, and this engine has none", "grammar"
+                )
+            if request.matcher is None:
+                request.matcher = self.grammars.matcher(request.params.grammar)
         if request.params.stop and self.tokenizer is None:
             raise InvalidRequestError("stop strings need a tokenizer, and this engine has none", "stop")
         self.scheduler.check(len(request.prompt), request.params.max_tokens)
@@ -115,8 +129,10 @@ class Engine:
         self.check(request)
         if self.tokenizer is not None:
             request.text = TextStream(self.tokenizer, request.params.stop)
-        request.sampling = SamplingState(request.params, request.prompt, stop_ids=self._stop_ids(request))
-        if self.speculate and not request.record_selection:
+        request.sampling = SamplingState(
+            request.params, request.prompt, stop_ids=self._stop_ids(request), matcher=request.matcher
+        )
+        if self.speculate and not request.record_selection and request.matcher is None:
             request.drafter = Drafter()
             request.drafter.extend(request.prompt)
         self.scheduler.add(request)
@@ -162,10 +178,10 @@ class Engine:
         self.scheduler.advance(work.request, work.end)
         return Update(work.request, processed=min(work.end, len(work.request.prompt)))
 
-    def _advance(self, work: Work, sampled: list[Sampled] | None) -> Update:
+    def _advance(self, work: Work, sampled: list[Sampled] | Exception) -> Update:
         request = work.request
-        if sampled is None:
-            return self._fail(request, FloatingPointError("the model's logits are not finite"))
+        if isinstance(sampled, Exception):
+            return self._fail(request, sampled)
         if request.drafter is not None and work.drafts:
             request.drafter.verified(len(work.drafts), len(sampled) - 1)
         tokens: list[int] = []
@@ -177,7 +193,8 @@ class Engine:
                 if s.logprob is not None:
                     request.logprobs.append(s.logprob)
                 reason = self._finish_reason(request, s.token)
-                more, stopped = _new_text(request, s.token, reason)
+                is_text = s.token not in self._stop_ids(request)
+                more, stopped = _new_text(request, s.token if is_text else None, reason)
                 text += more
                 reason = "stop" if stopped else reason
                 if reason is not None:
@@ -199,7 +216,7 @@ class Engine:
         return frozenset((*ends, *request.params.stop_token_ids))
 
     def _finish_reason(self, request: Request, token: int) -> FinishReason | None:
-        if token in self._stop_ids(request):
+        if token in self._stop_ids(request) or (request.sampling is not None and request.sampling.complete):
             return "stop"
         return "length" if len(request.output) >= request.params.max_tokens else None
 
@@ -228,12 +245,11 @@ class Engine:
         )
 
 
-def _new_text(request: Request, token: int, reason: FinishReason | None) -> tuple[str, bool]:
-    """What a token adds to the visible text, and whether a stop string ended it."""
+def _new_text(request: Request, token: int | None, reason: FinishReason | None) -> tuple[str, bool]:
+    """What a token (None: one that only ends) adds to the visible text, and whether a stop string ended it."""
     if request.text is None:
         return "", False
-    # "stop" at this point is the end-of-sequence token: it ends the answer and is no part of its text.
-    text = "" if reason == "stop" else request.text.push(token)
+    text = "" if token is None else request.text.push(token)
     if reason is not None and not request.text.stopped:
         text += request.text.flush()
     return text, request.text.stopped

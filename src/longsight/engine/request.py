@@ -13,7 +13,7 @@ from longsight.engine.draft import Drafter
 from longsight.engine.errors import InvalidRequestError
 from longsight.engine.page_chain import PageChain
 from longsight.engine.params import SamplingParams
-from longsight.engine.sampler import SamplingState, TokenLogprob
+from longsight.engine.sampler import Matcher, SamplingState, TokenLogprob
 from longsight.engine.text import TextStream
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -64,6 +64,7 @@ class Request:
     text: TextStream | None = field(default=None, init=False, repr=False)
     # Made when the engine takes the request; they outlive preemption, so that nothing generated is lost by it.
     sampling: SamplingState | None = field(default=None, init=False, repr=False)
+    matcher: Matcher | None = field(default=None, init=False, repr=False)
     chain: PageChain | None = field(default=None, init=False, repr=False)
     drafter: Drafter | None = field(default=None, init=False, repr=False)
 

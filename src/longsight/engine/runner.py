@@ -55,8 +55,8 @@ class Runner:
         for layer in self.cache:
             layer.copy_page(source, target)
 
-    def run(self, work: Sequence[Work]) -> list[list[Sampled] | None]:
-        """Run the step; the new tokens of each work that samples, in order (None: its logits are not finite)."""
+    def run(self, work: Sequence[Work]) -> list[list[Sampled] | Exception]:
+        """Run the step; the new tokens of each work that samples, in order, or why it has none."""
         tokens: list[int] = []
         ends: list[int] = []
         wanted: list[int] = []

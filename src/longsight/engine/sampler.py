@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from longsight.engine.params import SamplingParams
+from longsight.ops import LongsightError
 
 
 class Matcher(Protocol):
-    """An answer's grammar on its way through the answer."""
+    """An answer's grammar on its way through the answer. complete: nothing can follow."""
+
+    complete: bool
 
     def mask(self) -> Tensor:
         """Bool [vocab]: which tokens may come next."""
@@ -67,6 +70,11 @@ class SamplingState:
         self._bias_ids = torch.tensor(list(bias), dtype=torch.long)
         self._bias = torch.tensor(list(bias.values()), dtype=torch.float32)
 
+    @property
+    def complete(self) -> bool:
+        """Whether the answer's grammar lets nothing follow."""
+        return self.matcher is not None and self.matcher.complete
+
     def choose(self, logits: Tensor) -> int:
         """The next token by fp32 logits [vocab]. Changes nothing but the random generator."""
         if self.params.adjusts_logits:
@@ -97,8 +105,9 @@ class SamplingState:
         if len(self._bias_ids):
             logits[self._bias_ids] += self._bias
         if self.matcher is not None:
-            allowed = self.matcher.mask()
+            allowed = self.matcher.mask()[: len(logits)]
             logits[: len(allowed)].masked_fill_(~allowed, -torch.inf)
+            logits[len(allowed) :] = -torch.inf
         if self.generated < params.min_tokens:
             held_back = logits.clone()
             held_back[self._stop_ids] = -torch.inf
@@ -116,8 +125,9 @@ class Rows:
     drafts: Sequence[int] = ()
 
 
-def sample(logits: Tensor, entries: Sequence[Rows]) -> list[list[Sampled] | None]:
-    """The new tokens of each entry, one to 1 + len(drafts) of them; None where a row needed is not finite.
+def sample(logits: Tensor, entries: Sequence[Rows]) -> list[list[Sampled] | Exception]:
+    """The new tokens of each entry, one to 1 + len(drafts) of them, or why there are none: what is wrong with one
+    request's row or grammar does not touch the others.
 
     logits fp32 [R, vocab]. Equal logits go to the lower token id. A row is sampled as it would be without drafts, with
     the same random number; the next row counts only if the token is the drafted one. So drafts change no answer.
@@ -126,15 +136,21 @@ def sample(logits: Tensor, entries: Sequence[Rows]) -> list[list[Sampled] | None
         return []
     best, best_ids = logits.max(-1)  # of equal maxima the first; NaN wins over everything
     finite, greedy = best.isfinite().tolist(), best_ids.tolist()
-    return [_verify(logits, greedy, finite, entry) for entry in entries]
+    results: list[list[Sampled] | Exception] = []
+    for entry in entries:
+        try:
+            results.append(_verify(logits, greedy, finite, entry))
+        except (LongsightError, FloatingPointError) as error:
+            results.append(error)
+    return results
 
 
-def _verify(logits: Tensor, greedy: Sequence[int], finite: Sequence[bool], entry: Rows) -> list[Sampled] | None:
+def _verify(logits: Tensor, greedy: Sequence[int], finite: Sequence[bool], entry: Rows) -> list[Sampled]:
     state, params, tokens = entry.state, entry.state.params, list[Sampled]()
     plain = params.temperature == 0 and not params.adjusts_logits
     for row in range(entry.first, entry.first + len(entry.drafts) + 1):
         if not finite[row]:
-            return None
+            raise FloatingPointError("the model's logits are not finite")
         token = greedy[row] if plain else state.choose(logits[row])
         tokens.append(Sampled(token, None if params.logprobs is None else logprob(logits[row], token, params.logprobs)))
         state.advance(token)

@@ -1,0 +1,115 @@
+"""Answers that must look like something: JSON of a schema, a regular expression, one of several choices.
+
+llguidance keeps the grammar and says which tokens may come next; what is here compiles within limits and works the next
+mask out on a thread of its own while the model computes.
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import llguidance
+import numpy as np
+import torch
+from torch import Tensor
+
+from longsight.engine.errors import InvalidRequestError
+from longsight.engine.params import Grammar
+
+MAX_GRAMMAR_CHARS = 1 << 20
+MAX_SCHEMA_DEPTH = 100
+# A tenth of the library's own for a grammar as it comes, about a tenth of a second: grammars are other people's text.
+LIMITS = llguidance.LLParserLimits(initial_lexer_fuel=1_000_000, step_lexer_fuel=200_000, max_grammar_size=100_000)
+
+
+class GrammarMatcher:
+    """Where one answer stands in its grammar. complete: nothing can follow."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, pool: ThreadPoolExecutor) -> None:
+        self._matcher, self._pool = matcher, pool
+        self.complete = False
+        self._mask: Future[bytes] = pool.submit(matcher.compute_bitmask)
+
+    def mask(self) -> Tensor:
+        """Bool [vocab]: which tokens may come next; waits for the thread that works it out."""
+        bits = np.frombuffer(self._mask.result(), dtype=np.uint8)
+        self._check()
+        return torch.from_numpy(np.unpackbits(bits, bitorder="little").view(np.bool_))
+
+    def accept(self, token: int) -> None:
+        """`token` has become part of the answer; the next mask is begun."""
+        self._mask.result()  # the matcher is one state machine: its mask is done before it moves on
+        self._matcher.consume_token(token)
+        self._check()
+        self.complete = bool(self._matcher.is_stopped())
+        if not self.complete:
+            self._mask = self._pool.submit(self._matcher.compute_bitmask)
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise InvalidRequestError(f"the grammar cannot be followed: {self._matcher.get_error()}", "grammar")
+
+
+class GrammarCompiler:
+    """Compiles grammars for one tokenizer (tokenizer.json as text, or its path)."""
+
+    def __init__(self, tokenizer: str | Path, *, vocab_size: int, eos_token_ids: tuple[int, ...] = ()) -> None:
+        text = tokenizer.read_text("utf-8") if isinstance(tokenizer, Path) else tokenizer
+        known = json.loads(text)
+        size = max([*known["model"]["vocab"].values(), *(t["id"] for t in known.get("added_tokens") or ())], default=-1)
+        # The library wants an end-of-sequence token; a model without one gets an id that it cannot produce.
+        end = list(eos_token_ids) or [max(vocab_size, size + 1)]
+        self._tokenizer = llguidance.LLTokenizer(
+            text, n_vocab=max(vocab_size, size + 1, *(e + 1 for e in end)), eos_token=end
+        )
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="longsight-grammar")
+
+    def matcher(self, grammar: Grammar) -> GrammarMatcher:
+        """A matcher at the beginning of `grammar`. Raises InvalidRequestError naming what is wrong with it."""
+        matcher = llguidance.LLMatcher(self._tokenizer, _source(grammar), log_level=0, limits=LIMITS)
+        if matcher.is_error():
+            raise InvalidRequestError(f"the {grammar.kind} grammar is not usable: {matcher.get_error()}", "grammar")
+        return GrammarMatcher(matcher, self._pool)
+
+
+def _source(grammar: Grammar) -> str:
+    """The grammar in the library's own form."""
+    value = grammar.value
+    texts = (value,) if isinstance(value, str) else value
+    length = sum(map(len, texts))
+    if length > MAX_GRAMMAR_CHARS:
+        raise InvalidRequestError(
+            f"the grammar has {length} characters; at most {MAX_GRAMMAR_CHARS} are read", "grammar"
+        )
+    if grammar.kind == "choice":
+        if isinstance(value, str) or not value or not all(value):
+            raise InvalidRequestError(
+                f"choice is {value!r:.80}; it must be a list of texts that are not empty", "grammar"
+            )
+        return str(llguidance.LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(v) for v in value)))
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{grammar.kind} takes a text, not {value!r:.80}", "grammar")
+    if grammar.kind == "regex":
+        return str(llguidance.LLMatcher.grammar_from_regex(value))
+    if grammar.kind == "lark":
+        return str(llguidance.LLMatcher.grammar_from_lark(value))
+    if grammar.kind == "json_object":
+        return str(llguidance.LLMatcher.grammar_from_json_schema('{"type": "object"}'))
+    return str(llguidance.LLMatcher.grammar_from_json_schema(_schema(value)))
+
+
+def _schema(text: str) -> str:
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"the JSON schema is not JSON: {error}", "grammar") from error
+    if not isinstance(schema, dict):
+        raise InvalidRequestError(f"a JSON schema must be an object, got {schema!r:.80}", "grammar")
+    level: list[object] = [schema]
+    for _ in range(MAX_SCHEMA_DEPTH):
+        level = [v for x in level for v in (x.values() if isinstance(x, dict) else x if isinstance(x, list) else ())]
+    if level:
+        raise InvalidRequestError(f"the JSON schema is nested more than {MAX_SCHEMA_DEPTH} deep", "grammar")
+    return text
