@@ -73,6 +73,22 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         help="memory for the cache, as 8GiB or in bytes; default: what the longest request needs, if it is free",
     )
     parser.add_argument(
+        "--kv-dir",
+        type=Path,
+        metavar="DIR",
+        help="keep the cache in files of this directory: contexts may be larger than memory, and prompts read before a "
+        "restart are not read again after it",
+    )
+    parser.add_argument(
+        "--no-prefix-cache", action="store_true", help="read every prompt anew, even where another began alike"
+    )
+    parser.add_argument(
+        "--no-speculation",
+        action="store_true",
+        help="generate one token per step; else tokens are guessed from earlier text and verified, which changes speed "
+        "but never the answer",
+    )
+    parser.add_argument(
         "--chunk-tokens", type=positive, default=2048, metavar="N", help="prompt tokens per step (default 2048)"
     )
 
@@ -109,6 +125,7 @@ def load(path: Path, args: argparse.Namespace) -> Loaded:
 
 def build_engine(loaded: Loaded, args: argparse.Namespace, max_running: int = 1) -> Engine:
     from longsight.engine import Engine
+    from longsight.model.fingerprint import fingerprint
 
     return Engine(
         loaded.model,
@@ -117,4 +134,8 @@ def build_engine(loaded: Loaded, args: argparse.Namespace, max_running: int = 1)
         kv_bytes=args.kv_memory,
         chunk_tokens=args.chunk_tokens,
         max_running=max_running,
+        prefix_cache=not args.no_prefix_cache,
+        speculate=not args.no_speculation,
+        kv_dir=args.kv_dir,
+        fingerprint=fingerprint(model_path(args)) if args.kv_dir else b"",
     )

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from longsight.engine.engine import Engine
@@ -69,7 +69,7 @@ class EngineDriver:
     def __init__(self, engine: Engine, *, max_queue: int = 256) -> None:
         self.engine, self.max_queue = engine, max_queue
         self._inbox: deque[tuple[str, Request]] = deque()
-        self._streams: dict[Request, Stream] = {}
+        self._listeners: dict[Request, Callable[[Update], object]] = {}
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="longsight-engine", daemon=True)
@@ -78,9 +78,14 @@ class EngineDriver:
     def submit(self, requests: Sequence[Request]) -> Stream:
         """Queue requests, all or none, from a running event loop. Raises what Engine.check raises, QueueFullError,
         or EngineStoppedError."""
+        stream = Stream(self, requests, asyncio.get_running_loop())
+        self.listen(requests, stream.deliver)
+        return stream
+
+    def listen(self, requests: Sequence[Request], deliver: Callable[[Update], object]) -> None:
+        """Queue requests, all or none; `deliver` gets each update on the engine's thread. Raises as `submit` does."""
         for request in requests:
             self.engine.check(request)
-        stream = Stream(self, requests, asyncio.get_running_loop())
         with self._wake:
             if self._closing or not self._thread.is_alive():
                 raise EngineStoppedError("the engine has stopped and takes no more requests")
@@ -88,16 +93,15 @@ class EngineDriver:
             if waiting + len(requests) > self.max_queue:
                 raise QueueFullError(waiting, self.max_queue)
             for request in requests:
-                self._streams[request] = stream
+                self._listeners[request] = deliver
                 self._inbox.append(("add", request))
             self._wake.notify()
-        return stream
 
     def cancel(self, requests: Sequence[Request]) -> None:
         """End requests and free their pages when the step under way is over. Those that have ended are left alone."""
         with self._wake:
             for request in requests:
-                if self._streams.pop(request, None) is not None:
+                if self._listeners.pop(request, None) is not None:
                     self._inbox.append(("cancel", request))
             self._wake.notify()
 
@@ -111,16 +115,18 @@ class EngineDriver:
         """Take no more requests and end all there are with EngineStoppedError, now; the thread ends after its step."""
         with self._wake:
             self._closing = True
-            streams, self._streams = self._streams, {}
+            listeners, self._listeners = self._listeners, {}
             self._wake.notify()
         error = EngineStoppedError("the engine has stopped")
-        for request, stream in streams.items():
-            stream.deliver(Update(request, finish_reason="error", error=error))
+        for request, deliver in listeners.items():
+            deliver(Update(request, finish_reason="error", error=error))
 
     def close(self, timeout: float | None = None) -> None:
         """Stop, and wait for the thread to end; its pages are free then."""
         self.stop()
         self._thread.join(timeout)
+        if not self._thread.is_alive():
+            self.engine.close()
 
     def _run(self) -> None:
         try:
@@ -149,8 +155,8 @@ class EngineDriver:
 
     def _deliver(self, update: Update) -> None:
         with self._wake:
-            stream = self._streams.get(update.request)
-            if stream is not None and update.finish_reason is not None:
-                del self._streams[update.request]
-        if stream is not None:
-            stream.deliver(update)
+            deliver = self._listeners.get(update.request)
+            if deliver is not None and update.finish_reason is not None:
+                del self._listeners[update.request]
+        if deliver is not None:
+            deliver(update)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from longsight.engine.draft import Drafter
 from longsight.engine.errors import DeadlineExceededError, InvalidRequestError, StepFailedError
-from longsight.engine.memory import available_bytes, plan_pages
+from longsight.engine.kv_dir import KvDirectory
+from longsight.engine.memory import available_bytes, disk_bytes, plan_pages
 from longsight.engine.pages import PagePool
 from longsight.engine.prefix_cache import PrefixCache
 from longsight.engine.request import FinishReason, Request, StepStats, Update
@@ -19,6 +21,7 @@ from longsight.engine.runner import Runner
 from longsight.engine.sampler import Sampled, SamplingState
 from longsight.engine.scheduler import Scheduler, StepCost, Work
 from longsight.engine.text import Decoder, TextStream
+from longsight.ops import kernels
 
 if TYPE_CHECKING:
     from longsight.engine.grammar import GrammarCompiler
@@ -37,6 +40,8 @@ class Engine:
     prefix_cache: keep what finished and running requests have read, for others that begin alike.
     speculate: guess tokens by prompt lookup and verify them (draft.py); changes speed, never the answer.
     grammars: compiles the grammars that requests ask for; None refuses such requests.
+    kv_dir: keep the pages in files of this directory, so that contexts may be larger than memory and prefixes outlive
+    the process; fingerprint: of the checkpoint (model/fingerprint.py), so that no other model's pages are used.
     on_step: called after each step with its StepStats.
     Raises EngineConfigError if the numbers do not go together.
     """
@@ -53,6 +58,8 @@ class Engine:
         prefix_cache: bool = True,
         speculate: bool = True,
         grammars: GrammarCompiler | None = None,
+        kv_dir: Path | None = None,
+        fingerprint: bytes = b"",
         on_step: Callable[[StepStats], None] | None = None,
     ) -> None:
         config = model.config
@@ -65,16 +72,30 @@ class Engine:
             context_limit=config.max_position_embeddings,
             max_model_len=max_model_len,
             kv_bytes=kv_bytes,
-            available=available_bytes(),
+            available=available_bytes() if kv_dir is None else disk_bytes(kv_dir),
         )
         self.pages = PagePool(pages)
-        self.prefix_cache = PrefixCache(self.pages, config.block_size)
+        self.kv_dir = None
+        if kv_dir is not None:
+            layouts = [config.page_layout(layer, model.dtype) for layer in range(config.num_layers)]
+            # Keys differ in their last bits between backends and instruction sets, and answers must not.
+            mark = fingerprint + f"{model.backend.NAME} {kernels.isa() if model.backend.NAME == 'cpu' else ''}".encode()
+            self.kv_dir = KvDirectory.open(kv_dir, fingerprint=mark, layouts=layouts, pages=pages)
+        self.prefix_cache = PrefixCache(
+            self.pages,
+            config.block_size,
+            on_stored=self.kv_dir.record if self.kv_dir else None,
+            intact=self.kv_dir.intact if self.kv_dir else None,
+        )
+        if self.kv_dir is not None and prefix_cache:
+            self.prefix_cache.seed(self.kv_dir.stored())
         self.runner = Runner(
             model,
             pages=pages,
             block_size=config.block_size,
             max_running=max_running,
             max_blocks=-(-self.max_model_len // config.block_size),
+            cache=self.kv_dir.cache if self.kv_dir else None,
         )
         self.scheduler = Scheduler(
             self.pages,
@@ -140,6 +161,11 @@ class Engine:
     def cancel(self, request: Request) -> None:
         """End a request, waiting or running, and free its pages at once. Harmless if it has ended."""
         self.scheduler.finish(request, "cancelled")
+
+    def close(self) -> None:
+        """Let go of the cache directory, if there is one. The engine must not run any more."""
+        if self.kv_dir is not None:
+            self.kv_dir.close()
 
     def step(self) -> list[Update]:
         """Run one step and say what it did for each request in it. A step that raises ends its own requests only."""

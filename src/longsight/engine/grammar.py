@@ -96,8 +96,13 @@ def _source(grammar: Grammar) -> str:
     if grammar.kind == "lark":
         return str(llguidance.LLMatcher.grammar_from_lark(value))
     if grammar.kind == "json_object":
-        return str(llguidance.LLMatcher.grammar_from_json_schema('{"type": "object"}'))
-    return str(llguidance.LLMatcher.grammar_from_json_schema(_schema(value)))
+        value = '{"type": "object"}'
+    # One form of white space: left free, a model may write nothing else until its tokens run out.
+    return str(
+        llguidance.LLMatcher.grammar_from_json_schema(
+            _schema(value), overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        )
+    )
 
 
 def _schema(text: str) -> str:

@@ -59,6 +59,14 @@ def available_bytes() -> int:
     return max(min(candidates), 0)
 
 
+def disk_bytes(directory: Path) -> int:
+    """Bytes that a file in `directory` may take: what is free, and what an earlier pool there occupies already."""
+    existing = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+    disk = os.statvfs(existing)
+    taken = sum(file.stat().st_blocks * 512 for file in directory.glob("pages.bin"))
+    return disk.f_bavail * disk.f_frsize + taken + WORKSPACE_BYTES  # which plan_pages takes off again
+
+
 def _idle_file_cache(stat: Path) -> int:
     """Bytes that a control group counts as used but gives back on demand, a mapped checkpoint's for the most part."""
     fields = dict(line.split() for line in stat.read_text().splitlines())

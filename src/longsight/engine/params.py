@@ -12,6 +12,7 @@ from longsight.engine.errors import InvalidRequestError
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 1024
 MAX_LOGPROBS = 20
+MAX_ANSWERS = 128
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark"]
 
 
@@ -34,9 +35,11 @@ class SamplingParams:
     presence_penalty and frequency_penalty are taken off the logits of tokens in the output, once or per occurrence.
     logit_bias adds to logits, token id by token id. The end-of-sequence tokens and stop_token_ids end the answer, but
     not before min_tokens. logprobs: None, or how many of the likeliest tokens to report beside the chosen one's.
-    The same seed gives the same answer, whatever else the engine runs; None draws a fresh one.
+    The same seed gives the same answer, whatever else the engine runs; None draws a fresh one. n: answers to one
+    prompt, which is read once; answer i takes seed + i.
     """
 
+    n: int = 1
     max_tokens: int = 16
     temperature: float = 1.0
     top_p: float = 1.0
@@ -55,6 +58,7 @@ class SamplingParams:
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
+        _check(1 <= self.n <= MAX_ANSWERS, "n", self.n, f"an integer from 1 to {MAX_ANSWERS}")
         _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "an integer of at least 1")
         _check(0 <= self.temperature <= 2, "temperature", self.temperature, "a number from 0 to 2")
         _check(0 <= self.top_p <= 1, "top_p", self.top_p, "a number from 0 to 1")

@@ -6,8 +6,8 @@ import itertools
 import math
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import InitVar, dataclass, field
-from typing import Literal
+from dataclasses import InitVar, dataclass, field, replace
+from typing import Any, Literal
 
 from longsight.engine.draft import Drafter
 from longsight.engine.errors import InvalidRequestError
@@ -104,6 +104,18 @@ def to_token_array(tokens: Iterable[int]) -> array[int]:
         return array("i", tokens)
     except (TypeError, OverflowError) as error:
         raise InvalidRequestError(f"token ids must be integers from 0 to {2**31 - 1}: {error}", "prompt") from error
+
+
+def requests_for(token_ids: Iterable[int], params: SamplingParams, **options: Any) -> list[Request]:
+    """One request per answer that `params` asks for; all share the first one's reading of the prompt."""
+    leader = Request(token_ids, params, **options)
+    others = [
+        Request(leader.prompt, replace(params, seed=None if params.seed is None else params.seed + i), **options)
+        for i in range(1, params.n)
+    ]
+    for other in others:
+        other.follows = leader
+    return [leader, *others]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ Shape legend: P pages, B block size in tokens (page = block), H_kv key/value hea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,15 +106,27 @@ class LayerPages:
     @classmethod
     def allocate(cls, layout: PageLayout, pages: int) -> LayerPages:
         """Uninitialised pages: memory is touched, and so taken, only when a page is written."""
-        per_head = layout.block_size * layout.head_dim
-        k = torch.empty(pages, layout.kv_heads, per_head, dtype=layout.dtype)
-        v = torch.empty(pages, layout.kv_heads, per_head, dtype=layout.dtype)
-        index_k = None
-        if layout.index_dim:
-            index_k = torch.empty(pages, layout.block_size * layout.index_dim, dtype=layout.dtype)
-        for tensor in (k, v, index_k):
-            if tensor is not None:
-                advise_huge_pages(tensor)
+        parts = [torch.empty(count, dtype=layout.dtype) for count in cls._elements(layout, pages)]
+        for part in parts:
+            advise_huge_pages(part)
+        return cls._of(layout, pages, parts)
+
+    @classmethod
+    def over(cls, layout: PageLayout, pages: int, memory: Tensor) -> LayerPages:
+        """Pages in memory that is there already: uint8 [pages * layout.page_bytes], keys, values, then index keys."""
+        counts = cls._elements(layout, pages)
+        return cls._of(layout, pages, list(memory.view(layout.dtype).split(counts)))
+
+    @staticmethod
+    def _elements(layout: PageLayout, pages: int) -> list[int]:
+        """Elements of keys, values and index keys."""
+        tokens = pages * layout.block_size
+        return [tokens * layout.kv_heads * layout.head_dim] * 2 + [tokens * layout.index_dim]
+
+    @classmethod
+    def _of(cls, layout: PageLayout, pages: int, parts: Sequence[Tensor]) -> LayerPages:
+        k, v = (part.view(pages, layout.kv_heads, layout.block_size * layout.head_dim) for part in parts[:2])
+        index_k = parts[2].view(pages, layout.block_size * layout.index_dim) if layout.index_dim else None
         return cls(layout, k, v, index_k)
 
     def keys(self, ids: Tensor) -> Tensor:
