@@ -15,10 +15,11 @@ test: setup
 	$(BIN)/python -m pytest -m "not slow" $(TEST_ARGS)
 
 # Speed and memory, every figure a ratio against a named peer measured in the same run (bench/results/*.json), then the
-# known-answer tests at a million tokens.
+# known-answer tests at a million tokens and ten minutes of random load.
 bench: setup
 	$(BIN)/python -m bench $(BENCH_ARGS)
 	$(BIN)/python -m pytest -m slow
+	LONGSIGHT_SOAK_SECONDS=600 $(BIN)/python -m pytest tests/test_engine_soak.py
 
 check: setup
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ NAMES = (
     "llama_cpp",
     "llama_cpp_32k",
     "million",
+    "engine",
 )
 
 

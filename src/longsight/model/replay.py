@@ -48,6 +48,10 @@ class StepReplay:
         """Whether steps of this many rows can be replayed: few rows, on the compiled backend."""
         return 0 < rows <= MAX_ROWS and self._model.backend.NAME == "cpu"
 
+    def tapes(self) -> list[Tape]:
+        """What has been recorded, the one used longest ago first."""
+        return [recorded.tape for recorded in self._recorded.values()]
+
     @torch.inference_mode()
     def forward(self, token_ids: Tensor, batch: Batch) -> Tensor:
         """token_ids int64 [T] -> fp32 logits [T, V]. Raises what Model.forward raises."""

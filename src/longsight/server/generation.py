@@ -150,5 +150,9 @@ async def _frames(service: Service, dialect: Dialect, fields: CommonFields, stre
         yield frame(as_api_error(error).body())
 
 
-def _usage(requests: Sequence[Request]) -> dict[str, int]:
-    return usage(sum(len(r.prompt) for r in requests), sum(len(r.output) for r in requests))
+def _usage(requests: Sequence[Request]) -> dict[str, Any]:
+    return usage(
+        sum(len(r.prompt) for r in requests),
+        sum(len(r.output) for r in requests),
+        sum(r.cached_tokens for r in requests),
+    )
