@@ -58,7 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_engine_arguments(parser)
     parser.add_argument(
-        "--max-running", type=positive, default=8, metavar="N", help="requests that run at once (default 8)"
+        "--max-running", type=positive, default=16, metavar="N", help="requests that run at once (default 16)"
     )
     parser.add_argument(
         "--max-queue", type=positive, default=256, metavar="N", help="requests that may wait (default 256)"

@@ -150,8 +150,10 @@ class Engine:
         self.check(request)
         if self.tokenizer is not None:
             request.text = TextStream(self.tokenizer, request.params.stop)
+        ends = () if request.params.ignore_eos else self.model.config.eos_token_ids
+        request.stop_ids = frozenset((*ends, *request.params.stop_token_ids))
         request.sampling = SamplingState(
-            request.params, request.prompt, stop_ids=self._stop_ids(request), matcher=request.matcher
+            request.params, request.prompt, stop_ids=request.stop_ids, matcher=request.matcher
         )
         if self.speculate and not request.record_selection and request.matcher is None:
             request.drafter = Drafter()
@@ -219,7 +221,7 @@ class Engine:
                 if s.logprob is not None:
                     request.logprobs.append(s.logprob)
                 reason = self._finish_reason(request, s.token)
-                is_text = s.token not in self._stop_ids(request)
+                is_text = s.token not in request.stop_ids
                 more, stopped = _new_text(request, s.token if is_text else None, reason)
                 text += more
                 reason = "stop" if stopped else reason
@@ -237,12 +239,8 @@ class Engine:
         logprobs = request.logprobs[len(request.logprobs) - len(tokens) :] if request.logprobs else ()
         return Update(request, text, tokens, len(request.prompt), reason, logprobs=logprobs)
 
-    def _stop_ids(self, request: Request) -> frozenset[int]:
-        ends = () if request.params.ignore_eos else self.model.config.eos_token_ids
-        return frozenset((*ends, *request.params.stop_token_ids))
-
     def _finish_reason(self, request: Request, token: int) -> FinishReason | None:
-        if token in self._stop_ids(request) or (request.sampling is not None and request.sampling.complete):
+        if token in request.stop_ids or (request.sampling is not None and request.sampling.complete):
             return "stop"
         return "length" if len(request.output) >= request.params.max_tokens else None
 
@@ -257,16 +255,24 @@ class Engine:
         return Update(request, processed=processed, finish_reason="error", error=error)
 
     def _stats(self, work: Sequence[Work], updates: Sequence[Update], seconds: float) -> StepStats:
-        decoded = [u for w, u in zip(work, updates, strict=True) if w.is_decode]
+        prompt_tokens = decode_tokens = context = drafted = accepted = 0
+        for w, update in zip(work, updates, strict=True):
+            context = max(context, w.end)
+            if w.is_decode:
+                decode_tokens += len(update.tokens)
+                drafted += len(w.drafts)
+                accepted += max(len(update.tokens) - 1, 0)
+            else:
+                prompt_tokens += w.length
         return StepStats(
-            prompt_tokens=sum(w.length for w in work if not w.is_decode),
-            decode_tokens=sum(len(u.tokens) for u in decoded),
-            context=max(w.end for w in work),
+            prompt_tokens=prompt_tokens,
+            decode_tokens=decode_tokens,
+            context=context,
             seconds=seconds,
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
-            drafted=sum(len(w.drafts) for w in work),
-            accepted=sum(max(len(u.tokens) - 1, 0) for u in decoded),
+            drafted=drafted,
+            accepted=accepted,
             kernel_seconds=self.runner.forward_seconds,
         )
 

@@ -62,6 +62,7 @@ class Request:
     preemptions: int = field(default=0, init=False)
     finish_reason: FinishReason | None = field(default=None, init=False)
     text: TextStream | None = field(default=None, init=False, repr=False)
+    stop_ids: frozenset[int] = field(default=frozenset(), init=False, repr=False)  # tokens that end the answer
     # Made when the engine takes the request; they outlive preemption, so that nothing generated is lost by it.
     sampling: SamplingState | None = field(default=None, init=False, repr=False)
     matcher: Matcher | None = field(default=None, init=False, repr=False)
@@ -93,7 +94,9 @@ class Request:
         n = len(self.prompt)
         if stop <= n:
             return self.prompt[start:stop]
-        return self.prompt[start:n] + array("i", self.output[max(start - n, 0) : stop - n])
+        if start >= n:
+            return array("i", self.output[start - n : stop - n])
+        return self.prompt[start:n] + array("i", self.output[: stop - n])
 
 
 def to_token_array(tokens: Iterable[int]) -> array[int]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class Runner:
     """The page memory and the block table, and the step over them.
 
-    The block table is one int32 tensor [max_running, max_blocks]. A request's row grows as its pages do; a step copies
+    The block table is one int32 array [max_running, max_blocks]. A request's row grows as its pages do; a step copies
     the rows it needs as memory, so no step's Python work grows with the context.
     cache: pages that exist already, of a memory-mapped file for one; None allocates them.
     forward_seconds: how long the last step's forward pass took.
@@ -46,9 +47,9 @@ class Runner:
         except (RuntimeError, MemoryError) as error:
             raise EngineConfigError(f"no memory for {pages} pages of the cache: {error}") from error
         self._replay = StepReplay(model, self.cache, max_blocks)
-        self._table = torch.full((max_running, max_blocks), -1, dtype=torch.int32)
+        self._table = np.full((max_running, max_blocks), -1, dtype=np.int32)
         # Whose pages each row holds, in which admission of that request, and how many of them.
-        self._rows: list[tuple[int, int, int]] = [(-1, 0, 0)] * max_running
+        self._filled: list[tuple[int, int, int]] = [(-1, 0, 0)] * max_running
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page in every layer."""
@@ -70,7 +71,7 @@ class Runner:
                 entries.append(Rows(w.request.sampling, len(wanted), w.drafts))
                 wanted.extend(range(len(tokens) - 1 - len(w.drafts), len(tokens)))
         hook = _recorder([w for w in work if w.samples], wanted)
-        token_ids = torch.tensor(tokens, dtype=torch.long)
+        token_ids = torch.from_numpy(np.array(tokens, dtype=np.int64))
         with torch.inference_mode():
             batch = self._batch(work, ends)
             started = time.perf_counter()
@@ -85,22 +86,23 @@ class Runner:
     def _batch(self, work: Sequence[Work], ends: list[int]) -> Batch:
         kv_lens = [w.start + w.rows for w in work]
         width = -(-max(kv_lens) // self.block_size)
+        slots = [w.request.slot for w in work]
+        # Through numpy: torch takes five times as long to make a tensor of a short list.
         return Batch.trusted(
-            torch.tensor([0, *ends], dtype=torch.int32),
-            torch.tensor(kv_lens, dtype=torch.int32),
-            self._table[:, :width].index_select(0, torch.tensor([w.request.slot for w in work])),
+            torch.from_numpy(np.array([0, *ends], dtype=np.int32)),
+            torch.from_numpy(np.array(kv_lens, dtype=np.int32)),
+            torch.from_numpy(self._table[slots, :width]),
             self.block_size,
             self.pages,
         )
 
     def _update_row(self, request: Request) -> None:
-        owner, admission, filled = self._rows[request.slot]
+        owner, admission, filled = self._filled[request.slot]
         if (owner, admission) != (request.id, request.preemptions):
             filled = 0
         if filled < len(request.pages):
-            new = torch.tensor(request.pages[filled:], dtype=torch.int32)
-            self._table[request.slot, filled : len(request.pages)] = new
-            self._rows[request.slot] = (request.id, request.preemptions, len(request.pages))
+            self._table[request.slot, filled : len(request.pages)] = request.pages[filled:]
+            self._filled[request.slot] = (request.id, request.preemptions, len(request.pages))
 
 
 def _recorder(work: Sequence[Work], rows: Sequence[int]) -> Callable[[int, Tensor], None] | None:

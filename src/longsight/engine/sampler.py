@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from array import array
 from collections import Counter
@@ -58,6 +59,9 @@ class SamplingState:
         matcher: Matcher | None = None,
     ) -> None:
         self.params, self.matcher = params, matcher
+        self.is_plain = (
+            params.temperature == 0 and not params.adjusts_logits
+        )  # the likeliest token, whatever came before
         self.generated = 0
         # Python promises that a seeded Random.random() repeats across versions and machines.
         self._random = random.Random(params.seed)
@@ -85,6 +89,8 @@ class SamplingState:
 
     def advance(self, token: int) -> None:
         """`token` has become part of the answer."""
+        if self.is_plain:
+            return
         self.generated += 1
         self._counts[token] += 1
         if self.matcher is not None:
@@ -134,24 +140,25 @@ def sample(logits: Tensor, entries: Sequence[Rows]) -> list[list[Sampled] | Exce
     """
     if not entries:
         return []
-    best, best_ids = logits.max(-1)  # of equal maxima the first; NaN wins over everything
-    finite, greedy = best.isfinite().tolist(), best_ids.tolist()
+    values = logits.numpy()  # for its argmax, which takes a third of torch's time
+    likeliest = values.argmax(-1)  # of equal maxima the first; NaN wins over everything
+    best, greedy = values[np.arange(len(values)), likeliest].tolist(), likeliest.tolist()
     results: list[list[Sampled] | Exception] = []
     for entry in entries:
         try:
-            results.append(_verify(logits, greedy, finite, entry))
+            results.append(_verify(logits, greedy, best, entry))
         except (LongsightError, FloatingPointError) as error:
             results.append(error)
     return results
 
 
-def _verify(logits: Tensor, greedy: Sequence[int], finite: Sequence[bool], entry: Rows) -> list[Sampled]:
+def _verify(logits: Tensor, greedy: Sequence[int], best: Sequence[float], entry: Rows) -> list[Sampled]:
+    """greedy, best: each row's likeliest token and its logit."""
     state, params, tokens = entry.state, entry.state.params, list[Sampled]()
-    plain = params.temperature == 0 and not params.adjusts_logits
     for row in range(entry.first, entry.first + len(entry.drafts) + 1):
-        if not finite[row]:
+        if not math.isfinite(best[row]):
             raise FloatingPointError("the model's logits are not finite")
-        token = greedy[row] if plain else state.choose(logits[row])
+        token = greedy[row] if state.is_plain else state.choose(logits[row])
         tokens.append(Sampled(token, None if params.logprobs is None else logprob(logits[row], token, params.logprobs)))
         state.advance(token)
         drafted = row - entry.first

@@ -27,6 +27,7 @@ class Work:
     start: int
     length: int
     drafts: Sequence[int] = ()
+    samples: bool = False  # the last known row is the request's newest token, so that the step yields another one
 
     @property
     def end(self) -> int:
@@ -36,11 +37,6 @@ class Work:
     @property
     def rows(self) -> int:
         return self.length + len(self.drafts)
-
-    @property
-    def samples(self) -> bool:
-        """Whether the last known row is the request's newest token, so that the step yields another one."""
-        return self.end == self.request.length
 
     @property
     def is_decode(self) -> bool:
@@ -133,14 +129,16 @@ class Scheduler:
             if request.slot >= 0 and _is_streaming(request):
                 drafts = self._drafts(request)
                 if self._grow(request, request.length + len(drafts)):
-                    work.append(Work(request, request.computed, 1, drafts))
+                    work.append(Work(request, request.computed, 1, drafts, samples=True))
         return work + self._prompts()
 
     def advance(self, request: Request, computed: int) -> None:
         """`computed` tokens of the request are in its pages now; full pages become known to the prefix cache."""
         request.computed = computed
-        if self.reuse and request.chain is not None:
-            done_reading = computed == len(request.prompt) and any(r.follows is request for r in self.waiting)
+        if not self.reuse or request.chain is None:
+            return
+        done_reading = computed == len(request.prompt) and any(r.follows is request for r in self.waiting)
+        if done_reading or computed // self.block_size > request.chain.stored:
             self.cache.store(request.chain, request.pages, computed, partial=done_reading)
 
     def finish(self, request: Request, reason: FinishReason) -> None:
@@ -159,7 +157,7 @@ class Scheduler:
 
     def _prompts(self) -> list[Work]:
         """Prompt chunks: the one with the least left to do goes first, the others get what remains of the budget,
-        and at most as much work together as the first: so a short prompt waits for little more than itself.
+        and each at most half as much work as is in the step by then: a short prompt waits for little more than itself.
         """
         reading = [r for r in self.running if not _is_streaming(r)]
         reading.sort(key=lambda r: (r.priority, self._cost.of(r.computed, r.length - r.computed), r.id))
@@ -170,13 +168,13 @@ class Scheduler:
             length = min(left, tokens)
             if work and length:
                 # At least a block, so that the longest prompt is never starved by a flow of short ones.
-                share = max(self._cost.tokens_within(request.computed, spent), self.block_size)
+                share = max(self._cost.tokens_within(request.computed, spent / 2), self.block_size)
                 length = min(length, share)
             if length < left:
                 length -= (request.computed + length) % self.block_size if length > self.block_size else 0
             if length <= 0:
                 continue
-            work.append(Work(request, request.computed, length))
+            work.append(Work(request, request.computed, length, samples=length == left))
             tokens -= length
             spent += self._cost.of(request.computed, length)
         return work
