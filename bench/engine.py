@@ -1,4 +1,4 @@
-"""The engine around the kernels: overhead, many streams, prefix reuse, guessing, fairness, restart."""
+"""The engine around the kernels: overhead, many streams, prefix reuse, guessing, restart."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ from longsight.model.tokenizer import Tokenizer
 from longsight.ops import Batch
 
 NAME = "engine"
-TITLE = "engine: overhead, batches, prefix reuse, guessing, fairness, restart"
+TITLE = "engine: overhead, batches, prefix reuse, guessing, restart"
 STREAMS = 16
 OVERHEAD = Target(300.0, at_least=False)
 BATCH = Target(1.15, at_least=False)
-FAIR = Target(3.0, at_least=False)
 
 
 def run(session: Session) -> None:
@@ -39,7 +38,6 @@ def run(session: Session) -> None:
     many_streams(session, model)
     prefix_reuse(session, model)
     guessing(session, lookup, tokenizer, model)
-    fairness(session, lookup, tokenizer)
     restart(session, lookup, tokenizer)
 
 
@@ -192,46 +190,6 @@ def guessing(session: Session, lookup: Model, tokenizer: Tokenizer, other: Model
         session.add(
             Row(f"guessing, {what}", gain, "x", {"prompt": tokens(len(prompt)), "answer": count}, detail=detail)
         )
-
-
-def fairness(session: Session, model: Model, tokenizer: Tokenizer) -> None:
-    """A short request's time to first token while a very long prompt is read, against idle."""
-    n = session.pick(1 << 20, 1 << 13)
-    text = Path(__file__).read_text()
-    short = tokenizer.encode("What does this bench measure? " + text[:1000])
-    long = list(tokenizer.encode(text * (n // len(text) + 1)))[: n - 600]
-    stats: list[StepStats] = []
-    engine = engine_for(model, n + 4096, prefix_cache=False, speculate=False, on_step=stats.append)
-
-    def first_token() -> float:
-        request = greedy(short, 1)
-        started = time.perf_counter()
-        engine.add(request)
-        while not request.output:
-            engine.step()
-        return time.perf_counter() - started
-
-    session.settle()
-    idle = statistics.median(first_token() for _ in range(5))
-    big = greedy(long, 1)
-    engine.add(big)
-    worst, seen = 0.0, []
-    with progress(f"{NAME}: short requests beside {tokens(n)} tokens"):
-        while not big.finished:
-            for _ in range(session.pick(20, 1)):
-                engine.step()
-            if big.finished:
-                break
-            # It could not be taken earlier than at the end of the step under way: that step is the "one step".
-            taken = first_token()
-            seen.append(taken)
-            worst = max(worst, taken / idle)
-    session.passed(require("short requests that got no token", float(not seen), 0))
-    where = {"beside": tokens(n), "short": len(short)}
-    detail = {"idle_s": idle, "median_s": statistics.median(seen), "worst_s": max(seen), "requests": len(seen)}
-    step = max(s.seconds for s in stats)
-    session.add(Row("short request's TTFT over idle, the step under way aside, worst", worst, "x", where, FAIR, detail))
-    session.add(Row("longest step", 1e3 * step, "ms", where))
 
 
 def restart(session: Session, model: Model, tokenizer: Tokenizer) -> None:

@@ -19,6 +19,7 @@ NAMES = (
     "llama_cpp_32k",
     "million",
     "engine",
+    "fairness",
 )
 
 

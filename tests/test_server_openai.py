@@ -41,7 +41,10 @@ def test_chat(server: LiveServer) -> None:
     assert chat.object == "chat.completion"
     prompt = len("lorem ipsum.\n" + TEXT)
     assert chat.usage is not None
-    assert chat.usage.model_dump(exclude_none=True) == {
+    counted = chat.usage.model_dump(exclude_none=True)
+    cached = counted.pop("prompt_tokens_details")["cached_tokens"]
+    assert 0 <= cached < prompt
+    assert counted == {
         "prompt_tokens": prompt,
         "completion_tokens": len(ANSWER),
         "total_tokens": prompt + len(ANSWER),
@@ -142,6 +145,17 @@ def test_a_stream_of_several_prompts(server: LiveServer) -> None:
             for choice in chunk.choices:
                 texts[choice.index] += choice.text
     assert texts == [ANSWER[:9]] * 3
+
+
+def test_a_prompt_asked_again_comes_from_the_cache() -> None:
+    with live_server(FakeModel()) as server, server.client() as client:
+        cached = []
+        for _ in range(2):
+            usage = client.completions.create(model="tiny", prompt=TEXT, max_tokens=3).usage
+            assert usage is not None
+            assert usage.prompt_tokens_details is not None
+            cached.append(usage.prompt_tokens_details.cached_tokens)
+        assert cached == [0, len(TEXT) - 1]
 
 
 def test_a_seed_repeats() -> None:

@@ -101,6 +101,7 @@ class Scheduler:
         self.waiting: list[Request] = []  # by rank
         self.running: list[Request] = []  # by rank
         self.preemptions = 0
+        self._skipped: set[int] = set()  # ids of prompts that had to leave the last step to shorter ones
         self._cost, self._copy_page = cost or StepCost(), copy_page
         self._slots = list(range(max_running - 1, -1, -1))
 
@@ -157,7 +158,8 @@ class Scheduler:
 
     def _prompts(self) -> list[Work]:
         """Prompt chunks: the one with the least left to do goes first, the others get what remains of the budget,
-        and each at most half as much work as is in the step by then: a short prompt waits for little more than itself.
+        but one that cannot end in this step at most half as much work as is in it by then: a short prompt waits for
+        little more than itself.
         """
         reading = [r for r in self.running if not _is_streaming(r)]
         reading.sort(key=lambda r: (r.priority, self._cost.of(r.computed, r.length - r.computed), r.id))
@@ -166,14 +168,20 @@ class Scheduler:
         for request in reading:
             left = request.length - request.computed
             length = min(left, tokens)
-            if work and length:
-                # At least a block, so that the longest prompt is never starved by a flow of short ones.
-                share = max(self._cost.tokens_within(request.computed, spent / 2), self.block_size)
+            if work and length < left:
+                share = self._cost.tokens_within(request.computed, spent / 2)
+                if share < self.block_size:
+                    # A block at least every second step, so that a flow of short prompts never starves a long one.
+                    if request.id not in self._skipped:
+                        self._skipped.add(request.id)
+                        continue
+                    share = self.block_size
                 length = min(length, share)
             if length < left:
                 length -= (request.computed + length) % self.block_size if length > self.block_size else 0
             if length <= 0:
                 continue
+            self._skipped.discard(request.id)
             work.append(Work(request, request.computed, length, samples=length == left))
             tokens -= length
             spent += self._cost.of(request.computed, length)
@@ -254,6 +262,7 @@ class Scheduler:
     def _stop(self, request: Request) -> None:
         """Take a running request's slot and pages; what they hold stays known while nobody needs the room."""
         self.running.remove(request)
+        self._skipped.discard(request.id)
         if self.reuse and request.chain is not None:
             self.cache.store(request.chain, request.pages, request.computed, partial=True)
         self._slots.append(request.slot)
