@@ -228,6 +228,33 @@ def test_a_conversation_goes_on_from_its_last_answer() -> None:
     assert again.cached_tokens == 13  # all but the answer's last token, whose keys were never needed
 
 
+def test_a_request_that_fills_the_pool_finds_room_beside_a_page_to_copy_from() -> None:
+    memory = Memory()
+    s = scheduler(pages=3, memory=memory)
+    first = request(9, 2)
+    s.add(first)
+    run_to_the_end(s, memory)
+    again = Request([*first.prompt, 5], SamplingParams(max_tokens=2))  # needs all three pages, and the third is known
+    s.add(again)
+    run_to_the_end(s, memory)
+    assert again.cached_tokens == 8
+    assert s.pool.used == 0
+
+
+def test_a_request_without_room_asks_again_only_when_something_changed() -> None:
+    s = scheduler(pages=10, chunk=40)
+    big, waiting = request(21, 12), request(30, 4)
+    for r in (big, waiting):
+        s.add(r)
+    lookups = []
+    acquire = s.cache.acquire
+    s.cache.acquire = lambda chain, limit: lookups.append(limit) or acquire(chain, limit)  # type: ignore[func-returns-value,method-assign]
+    steps = run_to_the_end(s)
+    assert len(steps) == 16
+    # Once each, then whenever `big` takes or completes one of its three further pages, and when it ends.
+    assert 3 <= len(lookups) <= 9
+
+
 @pytest.mark.parametrize(("name", "value"), [("chunk", 0), ("running", 0), ("chunk", -1)])
 def test_bad_limits(name: str, value: int) -> None:
     with pytest.raises(EngineConfigError, match=f"is {value}"):

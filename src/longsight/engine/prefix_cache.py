@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -67,6 +68,7 @@ class PrefixCache:
     ) -> None:
         self.pool, self.block_size = pool, block_size
         self._on_stored, self._intact = on_stored, intact
+        self.changes = 0  # pages that became known or unknown so far
         self._by_digest: dict[bytes, _Entry] = {}
         self._by_page: dict[int, _Entry] = {}
         self._children: dict[bytes, dict[int, _Entry]] = {}  # by the parent's digest, then by page
@@ -136,7 +138,7 @@ class PrefixCache:
             return None, 0
         wanted, extra = np.asarray(chain.tokens(start, stop)), chain.extra(page)
         best, length = None, 0
-        for entry in list(reversed(children.values()))[:MAX_CHILDREN]:
+        for entry in list(islice(reversed(children.values()), MAX_CHILDREN)):
             if entry.extra != extra:
                 continue
             n = min(len(entry.tokens), len(wanted))
@@ -162,12 +164,14 @@ class PrefixCache:
         self.pool.remember(entry.page)
 
     def _link(self, entry: _Entry) -> None:
+        self.changes += 1
         self._by_page[entry.page] = entry
         self._children.setdefault(entry.parent, {})[entry.page] = entry
         if entry.digest is not None:
             self._by_digest[entry.digest] = entry
 
     def _drop(self, page: int) -> None:
+        self.changes += 1
         entry = self._by_page.pop(page)
         siblings = self._children[entry.parent]
         del siblings[page]

@@ -102,6 +102,7 @@ class Scheduler:
         self.running: list[Request] = []  # by rank
         self.preemptions = 0
         self._skipped: set[int] = set()  # ids of prompts that had to leave the last step to shorter ones
+        self._refused: tuple[int, ...] | None = None  # the state in which the first in line last found no room
         self._cost, self._copy_page = cost or StepCost(), copy_page
         self._slots = list(range(max_running - 1, -1, -1))
 
@@ -217,26 +218,33 @@ class Scheduler:
             if leader is not None and not leader.finished and leader.computed < len(leader.prompt):
                 held_back.append(self.waiting.pop(0))
                 continue
-            if not self._make_room(request):
+            if self._refused == self._state(request) or not self._make_room(request):
+                self._refused = self._state(request)
                 break
             self.waiting.pop(0)
             insort(self.running, request, key=_rank)
         for request in held_back:
             insort(self.waiting, request, key=_rank)
 
+    def _state(self, request: Request) -> tuple[int, ...]:
+        """All that decides whether a request finds room: asking again before it changes costs a lookup for nothing."""
+        return request.id, self.pool.free, len(self.running), self.cache.changes
+
     def _make_room(self, request: Request) -> bool:
         """Give a waiting request its slot and pages, known ones first; lower priorities make way. False: not now."""
         while True:
             hit = self._lookup(request)
-            needed = self.pages_for(request.length) - len(hit.pages)
-            # A page for each running stream is left, or the newcomer would be thrown out again at once.
-            if self._slots and needed + len(self.running) <= self.pool.free:
+            if hit.tail is not None and not self._fits(request, hit):
+                # The page to copy from may be the one too many, for a request that fills the pool: read it anew.
+                self.pool.release([hit.tail])
+                hit = Hit(hit.pages, tokens=len(hit.pages) * self.block_size)
+            if self._fits(request, hit):
                 break
-            self.pool.release(hit.pages + ([hit.tail] if hit.tail is not None else []))
+            self.pool.release(hit.pages)
             if not self.running or self.running[-1].priority <= request.priority:
                 return False
             self._preempt(self.running[-1])
-        request.pages = hit.pages + self.pool.allocate(needed)
+        request.pages = hit.pages + self.pool.allocate(self.pages_for(request.length) - len(hit.pages))
         if hit.tail is not None:
             self._copy_page(hit.tail, request.pages[len(hit.pages)])
             self.pool.release([hit.tail])
@@ -246,6 +254,11 @@ class Scheduler:
         if not request.preemptions:
             request.cached_tokens = hit.tokens
         return True
+
+    def _fits(self, request: Request, hit: Hit) -> bool:
+        needed = self.pages_for(request.length) - len(hit.pages)
+        # A page for each running stream is left, or the newcomer would be thrown out again at once.
+        return bool(self._slots) and needed + len(self.running) <= self.pool.free
 
     def _lookup(self, request: Request) -> Hit:
         # The last token is always computed: the next one comes from its logits.
