@@ -53,7 +53,8 @@ def engine_for(model: Model, tokens_held: int, **options: Any) -> Engine:
     block = model.config.block_size
     pages = -(-tokens_held // block) + STREAMS
     return Engine(
-        model, **{"kv_bytes": pages * model.config.page_bytes(model.dtype), "max_running": STREAMS, **options}
+        model,
+        **{"kv_bytes": pages * model.config.page_bytes(model.dtype, screened=True), "max_running": STREAMS, **options},
     )
 
 

@@ -10,6 +10,7 @@ from bench.harness import BenchError, Session
 NAMES = (
     "ceilings",
     "scan",
+    "screen",
     "main_branch",
     "dense_prefill",
     "sparse_prefill",

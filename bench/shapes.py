@@ -5,7 +5,7 @@ Legend: n tokens, T query rows, H_q query heads, H_kv groups, D head dim, D_idx 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -98,6 +98,24 @@ def random_pages(shape: Shape, n: int, seed: int, *, kv: bool = True, index_keys
     return pages
 
 
+def with_codes(pages: LayerPages) -> LayerPages:
+    """The same pages with 8-bit copies of their index keys, made as the engine makes them: by appending the keys."""
+    from longsight.ops import cpu
+
+    layout, count = pages.layout, pages.k.shape[0]
+    # Keys and values stay as they are: small ones of no consequence go through the append in their place.
+    small = LayerPages.allocate(PageLayout(layout.block_size, 1, 16, layout.index_dim, layout.dtype, True), count)
+    appended = replace(small, index_k=pages.index_k)
+    step = 64
+    for first in range(0, count, step):
+        n = min(step, count - first)
+        keys = pages.index_keys(torch.arange(first, first + n)).flatten(0, 1)
+        nothing = keys.new_zeros(keys.shape[0], 1, 16)
+        batch = Batch.build([(keys.shape[0], keys.shape[0], range(first, first + n))])
+        cpu.append_kv(appended, batch, nothing, nothing, keys)
+    return replace(pages, layout=replace(layout, screened=True), index_codes=small.index_codes)
+
+
 def _fill(tensor: Tensor, generator: torch.Generator) -> None:
     """Unit normal noise in pieces of 16 MiB, so that filling gigabytes needs no second copy."""
     flat = tensor.view(-1)
@@ -111,9 +129,9 @@ def queries(rows: int, heads: int, dim: int, seed: int, scale: float = 1.0) -> T
     return (noise * scale).to(torch.bfloat16)
 
 
-def suffix_batch(rows: int, kv_len: int, block: int) -> Batch:
+def suffix_batch(rows: int, kv_len: int, block: int, first_page: int = 0) -> Batch:
     """The last `rows` tokens of one sequence of `kv_len` tokens whose pages lie in order."""
-    return Batch.build([(rows, kv_len, range(-(-kv_len // block)))])
+    return Batch.build([(rows, kv_len, range(first_page, first_page - (-kv_len // block)))])
 
 
 def one_row(position: int, block: int) -> Batch:

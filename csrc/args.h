@@ -20,9 +20,11 @@ struct ls_batch {
 struct ls_select_args {
   const void* index_q;  // [T, groups, dim]
   const void* index_k;  // packed pages
+  const void* codes;    // the pages' 8-bit copies (screen.h), or null
   int32_t* ids;         // [T, groups, topk]
   ls_batch batch;
   int64_t groups, dim, block, topk, local_blocks, init_blocks;
+  int64_t screen_rows_from, screen_from;  // visible blocks from which codes are used: for many rows, for a few
   int32_t is_bf16, threads;
 };
 
@@ -42,6 +44,7 @@ struct ls_attention_args {
 struct ls_append_args {
   const void *k, *v, *index_k;  // [T, kv_heads, dim] twice, [T, index_dim] or null; row strides below, in elements
   void *k_pages, *v_pages, *index_pages;
+  void* index_codes;  // 8-bit copies of full pages (screen.h), or null
   ls_batch batch;
   int64_t kv_heads, dim, index_dim, block, k_stride, v_stride, index_stride;
   int32_t is_bf16, threads;
@@ -113,6 +116,7 @@ struct ls_call {
 // One instruction set's kernels.
 struct ls_kernels {
   const char* name;
+  bool screens;  // whether it uses, and writes, 8-bit copies of index keys
   int (*select_blocks)(const ls_select_args&);
   int (*attention)(const ls_attention_args&);
   int (*append_kv)(const ls_append_args&);

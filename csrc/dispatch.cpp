@@ -27,7 +27,8 @@ const Choice* choices(int* count) {
   static const Choice list[] = {
 #if defined(LS_X86)
       {&ls_avx512_bf16::kernels, bool(__builtin_cpu_supports("avx512bf16")) && bool(__builtin_cpu_supports("avx512vl")) &&
-                                     bool(__builtin_cpu_supports("avx512bw"))},
+                                     bool(__builtin_cpu_supports("avx512bw")) &&
+                                     bool(__builtin_cpu_supports("avx512vnni"))},
       {&ls_avx512::kernels, bool(__builtin_cpu_supports("avx512f")) && bool(__builtin_cpu_supports("avx512vl")) &&
                                 bool(__builtin_cpu_supports("avx512bw")) && bool(__builtin_cpu_supports("avx512dq"))},
       {&ls_avx2::kernels, bool(__builtin_cpu_supports("avx2")) && bool(__builtin_cpu_supports("fma"))},
@@ -54,8 +55,9 @@ const ls_kernels& chosen() {
 
 #define LS_EXPORT extern "C" __attribute__((visibility("default")))
 
-LS_EXPORT int ls_abi() { return 2; }
+LS_EXPORT int ls_abi() { return 3; }
 LS_EXPORT const char* ls_isa() { return chosen().name; }
+LS_EXPORT int ls_screens() { return chosen().screens; }
 
 // The i-th instruction set this machine can run, best first; null past the last.
 LS_EXPORT const char* ls_usable_isa(int i) {

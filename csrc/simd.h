@@ -4,6 +4,7 @@
 // code lives in that namespace, so that no symbol of one instruction set can be linked into another.
 #pragma once
 
+#include <cfloat>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>

@@ -83,12 +83,17 @@ LS_NOINLINE void tile(const A_of<T>* a, size_t lda, const uint32_t* b, size_t ld
         for (int n = 0; n < NV; n++) bv[n] = load_lanes(b + n * VL);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++) {
-          uint32_t pair;
-          memcpy(&pair, (const char*)a + (r * lda + 2 * size_t(s)) * 2, 4);
-          const vu av = set1_lane(pair);
-          // As an intrinsic, gcc 12 spills every accumulator in every step; as a statement it keeps them in registers.
+          uint32_t lane;
+          memcpy(&lane, a + r * lda + PER_LANE<T> * size_t(s), 4);
+          const vu av = set1_lane(lane);
+          // As intrinsics, gcc 12 spills every accumulator in every step; as statements it keeps them in registers.
 #pragma GCC unroll 8
-          for (int n = 0; n < NV; n++) asm("vdpbf16ps %2, %1, %0" : "+v"(acc[r][n]) : "v"(bv[n]), "v"(av));
+          for (int n = 0; n < NV; n++) {
+            if constexpr (PER_LANE<T> == 4)
+              asm("vpdpbusd %2, %1, %0" : "+v"(acc[r][n]) : "v"(bv[n]), "v"(av));  // int32, in the same registers
+            else
+              asm("vdpbf16ps %2, %1, %0" : "+v"(acc[r][n]) : "v"(bv[n]), "v"(av));
+          }
         }
 #else
         vf even[NV], odd[NV];
@@ -110,6 +115,12 @@ LS_NOINLINE void tile(const A_of<T>* a, size_t lda, const uint32_t* b, size_t ld
     }
   }
 
+  if constexpr (PER_LANE<T> == 4) {
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+      for (int n = 0; n < NV; n++) acc[r][n] = __builtin_convertvector((vi)acc[r][n], vf);
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; r++) {
     if (OUT == Out::Store || OUT == Out::Accumulate) {

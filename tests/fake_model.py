@@ -48,6 +48,9 @@ class FakePages:
 class FakeBackend:
     NAME = "fake"
 
+    def screens(self, dtype: torch.dtype, tokens: int) -> bool:
+        return False
+
 
 @dataclass
 class FakeModel:
@@ -62,7 +65,7 @@ class FakeModel:
     backend_reason: str = "a test"
     weight_bytes: int = 0
 
-    def allocate_cache(self, pages: int) -> list[FakePages]:
+    def allocate_cache(self, pages: int, *, screened: bool = False) -> list[FakePages]:
         return [FakePages(torch.full((pages, BLOCK), -(10**9), dtype=torch.long))]
 
     def forward(

@@ -53,7 +53,7 @@ def test_what_makes_no_sense(tmp_path: Path, config: Any, words: str) -> None:
 
 def test_a_cache_that_cannot_be_allocated() -> None:
     class Greedy(FakeModel):
-        def allocate_cache(self, pages: int) -> Any:
+        def allocate_cache(self, pages: int, *, screened: bool = False) -> Any:
             raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
 
     with pytest.raises(EngineConfigError, match="no memory for 10 pages of the cache: can't allocate"):

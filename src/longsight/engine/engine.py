@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from longsight.engine.draft import Drafter
-from longsight.engine.errors import DeadlineExceededError, InvalidRequestError, StepFailedError
+from longsight.engine.errors import DeadlineExceededError, EngineConfigError, InvalidRequestError, StepFailedError
 from longsight.engine.kv_dir import KvDirectory
 from longsight.engine.memory import available_bytes, disk_bytes, plan_pages
 from longsight.engine.pages import PagePool
@@ -39,6 +40,7 @@ class Engine:
     chunk_tokens: prompt tokens per step. max_running: requests that run at once.
     prefix_cache: keep what finished and running requests have read, for others that begin alike.
     speculate: guess tokens by prompt lookup and verify them (draft.py); changes speed, never the answer.
+    screen: keep 8-bit copies of index keys for long scans, where there is room; changes speed and page_bytes only.
     grammars: compiles the grammars that requests ask for; None refuses such requests.
     kv_dir: keep the pages in files of this directory, so that contexts may be larger than memory and prefixes outlive
     the process; fingerprint: of the checkpoint (model/fingerprint.py), so that no other model's pages are used.
@@ -57,6 +59,7 @@ class Engine:
         max_running: int = 16,
         prefix_cache: bool = True,
         speculate: bool = True,
+        screen: bool = True,
         grammars: GrammarCompiler | None = None,
         kv_dir: Path | None = None,
         fingerprint: bytes = b"",
@@ -65,19 +68,29 @@ class Engine:
         config = model.config
         self.model, self.tokenizer, self.on_step, self.speculate = model, tokenizer, on_step, speculate
         self.grammars = grammars
-        self.page_bytes = config.page_bytes(model.dtype)
-        pages, self.max_model_len = plan_pages(
-            page_bytes=self.page_bytes,
+        plan = partial(
+            plan_pages,
             block_size=config.block_size,
             context_limit=config.max_position_embeddings,
             max_model_len=max_model_len,
             kv_bytes=kv_bytes,
             available=available_bytes() if kv_dir is None else disk_bytes(kv_dir),
         )
+        self.page_bytes = config.page_bytes(model.dtype)
+        pages, self.max_model_len = plan(page_bytes=self.page_bytes)
+        self.screened = screen and model.backend.screens(model.dtype, self.max_model_len)
+        if self.screened:
+            try:
+                self.page_bytes = config.page_bytes(model.dtype, screened=True)
+                pages, self.max_model_len = plan(page_bytes=self.page_bytes)
+            except EngineConfigError:  # what was asked for goes before speed
+                self.page_bytes, self.screened = config.page_bytes(model.dtype), False
         self.pages = PagePool(pages)
         self.kv_dir = None
         if kv_dir is not None:
-            layouts = [config.page_layout(layer, model.dtype) for layer in range(config.num_layers)]
+            layouts = [
+                config.page_layout(layer, model.dtype, screened=self.screened) for layer in range(config.num_layers)
+            ]
             # Keys differ in their last bits between backends and instruction sets, and answers must not.
             mark = fingerprint + f"{model.backend.NAME} {kernels.isa() if model.backend.NAME == 'cpu' else ''}".encode()
             self.kv_dir = KvDirectory.open(kv_dir, fingerprint=mark, layouts=layouts, pages=pages)
@@ -95,6 +108,7 @@ class Engine:
             block_size=config.block_size,
             max_running=max_running,
             max_blocks=-(-self.max_model_len // config.block_size),
+            screened=self.screened,
             cache=self.kv_dir.cache if self.kv_dir else None,
         )
         self.scheduler = Scheduler(

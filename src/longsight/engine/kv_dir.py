@@ -117,9 +117,8 @@ class KvDirectory:
     def _checksum(self, page: int) -> bytes:
         digest = blake2b(digest_size=DIGEST_SIZE)
         for layer in self.cache:
-            for tensor in (layer.k, layer.v, layer.index_k):
-                if tensor is not None:
-                    digest.update(_bytes(tensor[page]))
+            for tensor in layer.tensors:
+                digest.update(_bytes(tensor[page]))
         return digest.digest()
 
 

@@ -26,7 +26,8 @@ class Runner:
 
     The block table is one int32 array [max_running, max_blocks]. A request's row grows as its pages do; a step copies
     the rows it needs as memory, so no step's Python work grows with the context.
-    cache: pages that exist already, of a memory-mapped file for one; None allocates them.
+    cache: pages that exist already, of a memory-mapped file for one; None allocates them, `screened` with 8-bit copies
+    of index keys.
     forward_seconds: how long the last step's forward pass took.
     """
 
@@ -38,12 +39,13 @@ class Runner:
         block_size: int,
         max_running: int,
         max_blocks: int,
+        screened: bool = False,
         cache: Sequence[LayerPages] | None = None,
     ) -> None:
         self.model, self.pages, self.block_size = model, pages, block_size
         self.forward_seconds = 0.0
         try:
-            self.cache = list(cache) if cache is not None else model.allocate_cache(pages)
+            self.cache = list(cache) if cache is not None else model.allocate_cache(pages, screened=screened)
         except (RuntimeError, MemoryError) as error:
             raise EngineConfigError(f"no memory for {pages} pages of the cache: {error}") from error
         self._replay = StepReplay(model, self.cache, max_blocks)

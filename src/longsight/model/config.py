@@ -86,14 +86,18 @@ class ModelConfig:
         """The text model's config.json, with the published keys and those that transformers reads."""
         return config_json.to_dict(self)
 
-    def page_layout(self, layer: int, dtype: torch.dtype | None = None) -> PageLayout:
-        """The page geometry of one layer; `dtype` is the dtype the model runs in (default: the config's)."""
-        index_dim = self.index_dim if self.attention_kinds[layer] == "sparse" else 0
-        return PageLayout(self.block_size, self.num_kv_heads, self.head_dim, index_dim, dtype or self.dtype)
+    def page_layout(self, layer: int, dtype: torch.dtype | None = None, *, screened: bool = False) -> PageLayout:
+        """The page geometry of one layer; `dtype` is the dtype the model runs in (default: the config's).
 
-    def page_bytes(self, dtype: torch.dtype | None = None) -> int:
+        screened: with 8-bit copies of index keys, where the layer has any and they are bfloat16.
+        """
+        index_dim, dtype = self.index_dim if self.attention_kinds[layer] == "sparse" else 0, dtype or self.dtype
+        screened = screened and index_dim > 0 and dtype == torch.bfloat16
+        return PageLayout(self.block_size, self.num_kv_heads, self.head_dim, index_dim, dtype, screened)
+
+    def page_bytes(self, dtype: torch.dtype | None = None, *, screened: bool = False) -> int:
         """Bytes behind one page id: keys, values and index keys of block_size tokens in every layer."""
-        return sum(self.page_layout(layer, dtype).page_bytes for layer in range(self.num_layers))
+        return sum(self.page_layout(layer, dtype, screened=screened).page_bytes for layer in range(self.num_layers))
 
     def shape(self) -> ModelShape:
         """What its cost depends on (ops/cost.py)."""

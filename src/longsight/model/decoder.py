@@ -40,10 +40,11 @@ class Model:
         self._weights = weights
         self._inverse_frequency = inverse_frequencies(config.rope_theta, config.rotary_dim)
 
-    def allocate_cache(self, pages: int) -> list[LayerPages]:
+    def allocate_cache(self, pages: int, *, screened: bool = False) -> list[LayerPages]:
         """`pages` pages for every layer. Uninitialised: memory is taken only as pages are written."""
         config = self.config
-        return [LayerPages.allocate(config.page_layout(i, self.dtype), pages) for i in range(config.num_layers)]
+        layouts = [config.page_layout(i, self.dtype, screened=screened) for i in range(config.num_layers)]
+        return [LayerPages.allocate(layout, pages) for layout in layouts]
 
     @torch.inference_mode()
     def forward(

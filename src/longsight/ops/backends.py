@@ -7,6 +7,7 @@ import logging
 import os
 from typing import Protocol, cast
 
+import torch
 from torch import Tensor
 
 from longsight.ops.batch import Batch
@@ -24,6 +25,7 @@ class Backend(Protocol):
 
     NAME: str
 
+    def screens(self, dtype: torch.dtype, tokens: int) -> bool: ...
     def append_kv(self, pages: LayerPages, batch: Batch, k: Tensor, v: Tensor, index_k: Tensor | None) -> None: ...
     def select_blocks(
         self,

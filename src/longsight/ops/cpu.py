@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,23 @@ NAME = "cpu"
 MAX_GROUP = 64
 # Rows of a mixture-of-experts call at a time: bounds its workspace to about this many times topk rows of each width.
 MOE_ROWS = 2048
+
+
+class ScreenFrom(NamedTuple):
+    """Tokens in sight from which a scan of 8-bit copies first is faster, for many query rows and for a few.
+
+    Measured by `python -m bench screen`; it changes speed only.
+    """
+
+    prefill: int
+    decode: int
+
+
+screen_from = ScreenFrom(1 << 15, 1 << 17)
+
+
+def screens(dtype: torch.dtype, tokens: int) -> bool:
+    return dtype == torch.bfloat16 and tokens >= min(screen_from) and kernels.screens()
 
 
 def append_kv(pages: LayerPages, batch: Batch, k: Tensor, v: Tensor, index_k: Tensor | None) -> None:
@@ -37,6 +55,7 @@ def append_kv(pages: LayerPages, batch: Batch, k: Tensor, v: Tensor, index_k: Te
             pages.k.data_ptr(),
             pages.v.data_ptr(),
             0 if pages.index_k is None else pages.index_k.data_ptr(),
+            0 if pages.index_codes is None else pages.index_codes.data_ptr(),
             _batch(batch),
             layout.kv_heads,
             layout.head_dim,
@@ -72,6 +91,7 @@ def select_blocks(
         kernels.SelectArgs(
             index_q.data_ptr(),
             pages.index_k.data_ptr(),
+            0 if pages.index_codes is None else pages.index_codes.data_ptr(),
             ids.data_ptr(),
             _batch(batch),
             groups,
@@ -80,6 +100,8 @@ def select_blocks(
             topk,
             local_blocks,
             init_blocks,
+            screen_from.prefill // layout.block_size,
+            screen_from.decode // layout.block_size,
             layout.dtype == torch.bfloat16,
             torch.get_num_threads(),
         ),

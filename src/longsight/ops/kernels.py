@@ -18,7 +18,7 @@ from longsight.ops.memory import advise_huge_pages
 
 LIBRARY = "liblongsight_kernels.so"
 OUT_OF_MEMORY, BAD_SELECTION, BAD_EXPERT = 1, 2, 3  # csrc/args.h
-ABI = 2  # ls_abi() of the library this file describes
+ABI = 3  # ls_abi() of the library this file describes
 
 
 class BatchArgs(Structure):
@@ -35,6 +35,7 @@ class SelectArgs(Structure):
     _fields_ = (
         ("index_q", c_void_p),
         ("index_k", c_void_p),
+        ("codes", c_void_p),
         ("ids", c_void_p),
         ("batch", BatchArgs),
         ("groups", c_int64),
@@ -43,6 +44,8 @@ class SelectArgs(Structure):
         ("topk", c_int64),
         ("local_blocks", c_int64),
         ("init_blocks", c_int64),
+        ("screen_rows_from", c_int64),
+        ("screen_from", c_int64),
         ("is_bf16", c_int32),
         ("threads", c_int32),
     )
@@ -76,6 +79,7 @@ class AppendArgs(Structure):
         ("k_pages", c_void_p),
         ("v_pages", c_void_p),
         ("index_pages", c_void_p),
+        ("index_codes", c_void_p),
         ("batch", BatchArgs),
         ("kv_heads", c_int64),
         ("dim", c_int64),
@@ -279,6 +283,11 @@ def unavailable_reason() -> str | None:
 def isa() -> str:
     """The instruction set in use: avx512_bf16, avx512, avx2 or generic."""
     return str(library().ls_isa().decode())
+
+
+def screens() -> bool:
+    """Whether the instruction set in use can rule out blocks by 8-bit copies of their index keys."""
+    return bool(library().ls_screens())
 
 
 def usable_isas() -> list[str]:

@@ -62,7 +62,7 @@ class PageLayout:
     """The geometry of one layer's pages.
 
     block_size: tokens per page, a multiple of 16. head_dim, index_dim: multiples of 16, up to 256; index_dim 0 means a
-    layer without an index branch.
+    layer without an index branch. screened: each full page also holds 8-bit copies of its index keys, for long scans.
     """
 
     block_size: int
@@ -70,6 +70,7 @@ class PageLayout:
     head_dim: int
     index_dim: int
     dtype: torch.dtype
+    screened: bool = False
 
     def __post_init__(self) -> None:
         lane_elements(self.dtype)
@@ -82,11 +83,21 @@ class PageLayout:
                 raise UnsupportedError(f"{name} {value} is not a multiple of 16 between 16 and 256")
         if self.kv_heads < 1:
             raise UnsupportedError(f"kv_heads {self.kv_heads} is not positive")
+        if self.screened and (self.dtype != torch.bfloat16 or not self.index_dim):
+            raise UnsupportedError("8-bit copies are made of bfloat16 index keys only")
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of one page's 8-bit copies: the codes, each channel's midrange in bf16 and three scales (screen.h)."""
+        if not self.screened:
+            return 0
+        return -(-((self.block_size + 2) * self.index_dim + 12) // 64) * 64
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of one page of one layer: keys, values and index keys together."""
-        return self.block_size * (2 * self.kv_heads * self.head_dim + self.index_dim) * self.dtype.itemsize
+        """Bytes of one page of one layer: keys, values, index keys and their 8-bit copies together."""
+        elements = self.block_size * (2 * self.kv_heads * self.head_dim + self.index_dim)
+        return elements * self.dtype.itemsize + self.code_bytes
 
 
 @dataclass(frozen=True)
@@ -96,38 +107,45 @@ class LayerPages:
     k        [P, H_kv, B * D]   pack(keys[B, D]) per page and head
     v        [P, H_kv, B * D]   pack(values[B, D]^T): channels are the packed rows, so that P @ V streams
     index_k  [P, B * D_idx]     pack(index_keys[B, D_idx]); None in a full-attention layer
+    index_codes  uint8 [P, code_bytes]  8-bit copies of the index keys of full pages; None unless the layout asks for it
     """
 
     layout: PageLayout
     k: Tensor
     v: Tensor
     index_k: Tensor | None
+    index_codes: Tensor | None = None
 
     @classmethod
     def allocate(cls, layout: PageLayout, pages: int) -> LayerPages:
         """Uninitialised pages: memory is touched, and so taken, only when a page is written."""
-        parts = [torch.empty(count, dtype=layout.dtype) for count in cls._elements(layout, pages)]
+        parts = [torch.empty(size, dtype=torch.uint8) for size in cls._sizes(layout, pages)]
         for part in parts:
             advise_huge_pages(part)
         return cls._of(layout, pages, parts)
 
     @classmethod
     def over(cls, layout: PageLayout, pages: int, memory: Tensor) -> LayerPages:
-        """Pages in memory that is there already: uint8 [pages * layout.page_bytes], keys, values, then index keys."""
-        counts = cls._elements(layout, pages)
-        return cls._of(layout, pages, list(memory.view(layout.dtype).split(counts)))
+        """Pages in memory that is there already: uint8 [pages * layout.page_bytes], part after part."""
+        return cls._of(layout, pages, memory.split(cls._sizes(layout, pages)))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that a page consists of, each [P, ...]."""
+        return [part for part in (self.k, self.v, self.index_k, self.index_codes) if part is not None]
 
     @staticmethod
-    def _elements(layout: PageLayout, pages: int) -> list[int]:
-        """Elements of keys, values and index keys."""
-        tokens = pages * layout.block_size
-        return [tokens * layout.kv_heads * layout.head_dim] * 2 + [tokens * layout.index_dim]
+    def _sizes(layout: PageLayout, pages: int) -> list[int]:
+        """Bytes of keys, values, index keys and their codes."""
+        element_bytes = pages * layout.block_size * layout.dtype.itemsize
+        kv = element_bytes * layout.kv_heads * layout.head_dim
+        return [kv, kv, element_bytes * layout.index_dim, pages * layout.code_bytes]
 
     @classmethod
     def _of(cls, layout: PageLayout, pages: int, parts: Sequence[Tensor]) -> LayerPages:
-        k, v = (part.view(pages, layout.kv_heads, layout.block_size * layout.head_dim) for part in parts[:2])
-        index_k = parts[2].view(pages, layout.block_size * layout.index_dim) if layout.index_dim else None
-        return cls(layout, k, v, index_k)
+        k, v = (part.view(layout.dtype).view(pages, layout.kv_heads, -1) for part in parts[:2])
+        index_k = parts[2].view(layout.dtype).view(pages, -1) if layout.index_dim else None
+        return cls(layout, k, v, index_k, parts[3].view(pages, -1) if layout.screened else None)
 
     def keys(self, ids: Tensor) -> Tensor:
         """Plain keys of pages `ids` [N]: [N, H_kv, B, D]."""
@@ -144,7 +162,6 @@ class LayerPages:
         return unpack(self.index_k[ids], self.layout.block_size, self.layout.index_dim)
 
     def copy_page(self, source: int, target: int) -> None:
-        """Make page `target` a copy of page `source`: keys, values and index keys."""
-        for tensor in (self.k, self.v, self.index_k):
-            if tensor is not None:
-                tensor[target].copy_(tensor[source])
+        """Make page `target` a copy of page `source`."""
+        for tensor in self.tensors:
+            tensor[target].copy_(tensor[source])

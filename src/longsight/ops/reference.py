@@ -22,6 +22,11 @@ from longsight.ops.weights import PackedExperts, PackedLinear
 NAME = "reference"
 
 
+def screens(dtype: torch.dtype, tokens: int) -> bool:
+    """Whether scans of up to so many tokens gain by 8-bit copies of their index keys (PageLayout.screened)."""
+    return False
+
+
 def append_kv(pages: LayerPages, batch: Batch, k: Tensor, v: Tensor, index_k: Tensor | None) -> None:
     """Write the step's tokens into their pages, in place. k, v [T, H_kv, D]; index_k [T, D_idx] or None."""
     block = pages.layout.block_size
