@@ -21,6 +21,9 @@ NAMES = (
     "million",
     "engine",
     "fairness",
+    "small_memory",
+    "serving",
+    "load",
 )
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import pytest
 import torch
 
-from bench import harness, main_branch, registry, shapes
+from bench import harness, load, main_branch, registry, serving, shapes
 from bench.compare import MismatchError, block_maxima, outputs_agree, require, selection_agrees
 from bench.harness import BenchError, Check, Row, Session, Target, Timing
 from bench.machine import ROOT
+from bench.peers import llama_server
 from bench.peers.gguf_model import ARCH, gguf_tensors, write_gguf
 from bench.peers.random_model import Geometry, is_fp32, random_weights
 from bench.scan import torch_select
@@ -299,9 +302,74 @@ def test_gguf_refuses_an_unknown_tensor_and_storage(tmp_path: Path) -> None:
         write_gguf(tmp_path / "m.gguf", TINY, {}, "q4_0")
 
 
+def test_gguf_vocabulary_spells_every_token_its_own_way(tmp_path: Path) -> None:
+    geometry = replace(TINY, vocab=300)
+    reader = gguf.GGUFReader(write_gguf(tmp_path / "m.gguf", geometry, random_weights(geometry), vocabulary=True))
+    spelled = reader.fields["tokenizer.ggml.tokens"].contents()
+    assert len(set(spelled)) == len(spelled) == geometry.vocab
+    assert spelled[299] == "\u2581w299"
+
+
 def test_random_weights_are_exact_in_fp16() -> None:
     for name, tensor in random_weights(TINY).items():
         assert tensor.dtype == (torch.float32 if is_fp32(name) else torch.bfloat16)
         assert tensor.count_nonzero() > 0.9 * tensor.numel()
         if not is_fp32(name):
             assert torch.equal(tensor.half().float(), tensor.float()), name
+
+
+# Servers
+
+
+def event(data: object) -> bytes:
+    return b"data: " + json.dumps(data).encode() + b"\n\n"
+
+
+def test_a_stream_is_understood_wherever_it_is_cut() -> None:
+    usage = {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 2}}
+    text = b": keep-alive\n\n" + event({"choices": [{"text": "w17 w3"}]}) + event({"choices": [], "usage": usage})
+    text += b"data: [DONE]\n\n"
+    for cut in range(len(text)):
+        heard = serving.understand(serving.Ours("http://x"), 1.0, [(2.0, text[:cut]), (3.0, text[cut:])])
+        assert (heard.ids, heard.evaluated) == ([17, 3], 7)
+        assert heard.times == [2.0 if cut >= text.index(b'{"choices": [], ') - 6 else 3.0] * 2
+
+
+def test_llama_progress_is_no_token() -> None:
+    progress = event({"tokens": [0], "stop": False, "prompt_progress": {"processed": 64}})
+    end = event({"tokens": [], "stop": True, "timings": {"prompt_n": 64}})
+    chunks = [(2.0, progress), (3.0, event({"tokens": [5], "stop": False})), (4.0, end)]
+    heard = serving.understand(serving.Llama("http://x"), 1.0, chunks)
+    assert (heard.ids, heard.times, heard.read, heard.evaluated) == ([5], [3.0], [(2.0, 64)], 64)
+
+
+@pytest.mark.parametrize("text", [event({"error": {"message": "no"}}), b'error: {"message": "no"}\n\n'])
+def test_an_error_in_a_stream_is_no_answer(text: bytes) -> None:
+    with pytest.raises(BenchError, match="broke off"):
+        serving.understand(serving.Llama("http://x"), 1.0, [(2.0, text)])
+
+
+def test_rates_of_streams() -> None:
+    one = serving.Heard(0.0, [1] * 4, [2.0, 3.0, 4.0, 5.0], [(1.0, 80), (2.0, 100)])
+    other = serving.Heard(0.0, [1] * 3, [3.0, 4.0, 6.0], [(3.0, 60)])
+    assert serving.prompt_rate([one, other], 300) == 100.0
+    assert serving.decode_rate([one, other]) == 1.5  # three tokens after 3 s and up to 5 s
+    assert serving.windowed_rate([one, other]) == (pytest.approx(160 / 3), 160, 3.0)
+    with pytest.raises(BenchError, match="at no moment"):
+        serving.decode_rate([one, replace(other, times=[6.0, 7.0, 8.0])])
+
+
+def test_arrivals_have_the_rate() -> None:
+    asks = load.arrivals(load.Mix((8, 64), (2, 5), 400), rate=20.0, seconds=50.0, seed=3)
+    assert len(asks) == pytest.approx(1000, rel=0.1)
+    assert all(8 <= len(a.prompt) <= 64 and 2 <= a.answer <= 5 for a in asks)
+    assert sorted(a.delay for a in asks) == [a.delay for a in asks]
+
+
+def test_a_server_that_does_not_start_shows_its_log(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no such model')"]
+    with (
+        pytest.raises(BenchError, match="no such model"),
+        llama_server.server_process(command, tmp_path / "log", lambda _: None),
+    ):
+        pass

@@ -76,8 +76,13 @@ def gguf_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def write_gguf(path: Path, geometry: Geometry, weights: Mapping[str, Tensor], storage: str = "f16") -> Path:
-    """Write `path`; `storage` is the type of the matrices, "f16" or "bf16". No tokenizer: benches send token ids."""
+def write_gguf(
+    path: Path, geometry: Geometry, weights: Mapping[str, Tensor], storage: str = "f16", *, vocabulary: bool = False
+) -> Path:
+    """Write `path`; `storage` is the type of the matrices, "f16" or "bf16".
+
+    No tokenizer unless `vocabulary` is set: benches send token ids, but llama-server spells what it generates.
+    """
     types = {
         "f16": (gguf.LlamaFileType.MOSTLY_F16, gguf.GGMLQuantizationType.F16),
         "bf16": (gguf.LlamaFileType.MOSTLY_BF16, gguf.GGMLQuantizationType.BF16),
@@ -116,8 +121,11 @@ def write_gguf(path: Path, geometry: Geometry, weights: Mapping[str, Tensor], st
     }
     for key, value in indexer.items():
         writer.add_uint32(f"{ARCH}.attention.indexer.{key}", value)
-    writer.add_tokenizer_model("no_vocab")
     writer.add_vocab_size(geometry.vocab)
+    if vocabulary:
+        _add_vocabulary(writer, geometry.vocab)
+    else:
+        writer.add_tokenizer_model("no_vocab")
     for name, tensor in gguf_tensors(weights).items():
         if name.endswith(ALWAYS_FP32):
             writer.add_tensor(name, tensor.float().numpy())
@@ -131,3 +139,23 @@ def write_gguf(path: Path, geometry: Geometry, weights: Mapping[str, Tensor], st
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
+    """A SentencePiece vocabulary whose every token has a spelling of its own: <unk>, <s>, </s>, bytes, w259, w260, ..
+
+    The 256 bytes are ordinary tokens here, not byte tokens: the server holds back a byte that is no whole character.
+    """
+    special = ["<unk>", "<s>", "</s>"]
+    spelled = special + [f"<0x{byte:02X}>" for byte in range(256)]
+    spelled += [f"\N{LOWER ONE EIGHTH BLOCK}w{i}" for i in range(len(spelled), size)]
+    kinds = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
+    kinds += [gguf.TokenType.NORMAL] * (size - len(special))
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(spelled[:size])
+    writer.add_token_scores([0.0] * size)
+    writer.add_token_types(kinds)
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)

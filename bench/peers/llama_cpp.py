@@ -25,7 +25,8 @@ CMAKE_OPTIONS = {
     "GGML_NATIVE": "ON",
     "LLAMA_CURL": "OFF",
     "LLAMA_OPENSSL": "OFF",
-    "LLAMA_BUILD_SERVER": "OFF",
+    "LLAMA_BUILD_SERVER": "ON",
+    "LLAMA_BUILD_UI": "OFF",
     "LLAMA_BUILD_TESTS": "OFF",
     "LLAMA_BUILD_EXAMPLES": "OFF",
     "LLAMA_BUILD_APP": "OFF",
@@ -111,18 +112,29 @@ def llama_cpp() -> LlamaCpp:
     return _built()
 
 
+def llama_server() -> Path:
+    """`llama-server` beside the installed `llama-bench` that `llama_cpp` takes, else of our own build."""
+    installed = llama_cpp().bench.with_name("llama-server")
+    return installed if installed.exists() else _program("llama-server")
+
+
 def _built() -> LlamaCpp:
-    source = _source()
-    build = WORK / "llama-build"
-    binary = build / "bin" / "llama-bench"
+    source, binary = _source(), _program("llama-bench")
+    driver = _compile_driver([source / "include", source / "ggml" / "include"], binary.parent)
+    return LlamaCpp(binary, driver, f"built from {source.parent.parent.name}")
+
+
+def _program(target: str) -> Path:
+    """bench/work/llama-build/bin/`target`, built if it is not there yet."""
+    source, build = _source(), WORK / "llama-build"
+    binary = build / "bin" / target
     if not binary.exists():
-        with progress("building llama.cpp, once (10 to 30 minutes on two cores)") as say:
+        with progress(f"building {target}, once (10 to 30 minutes on two cores)") as say:
             options = [f"-D{key}={value}" for key, value in CMAKE_OPTIONS.items()]
             _run(["cmake", "-S", str(source), "-B", str(build), *options], "configure")
-            say("building llama.cpp: compiling")
-            _run(["cmake", "--build", str(build), "--target", "llama-bench", "-j", str(os.cpu_count() or 1)], "build")
-    driver = _compile_driver([source / "include", source / "ggml" / "include"], build / "bin")
-    return LlamaCpp(binary, driver, f"built from {source.parent.parent.name}")
+            say(f"building {target}: compiling")
+            _run(["cmake", "--build", str(build), "--target", target, "-j", str(os.cpu_count() or 1)], "build")
+    return binary
 
 
 def _source() -> Path:

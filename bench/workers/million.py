@@ -1,15 +1,18 @@
 """The embedded model reads a long text through the engine and answers from it, in a fresh process.
 
-    python -m bench.workers.million TOKENS THREADS
+    python -m bench.workers.million TOKENS THREADS [KV_DIR [CGROUP_PROCS]]
 
-The text is this Python's standard library, repeated if it is too short, with one needle at 37 % of the depth. The last
-stdout line is JSON: seconds to the first token, seconds per further token, the answer, and the memory's accounts.
+With KV_DIR the pages lie in files there; CGROUP_PROCS is a control group's cgroup.procs, which the process joins before
+it takes memory for weights and pages. The text is this Python's standard library, repeated if it is too short, with one
+needle at 37 % of the depth. The last stdout line is JSON: seconds to the first token, seconds per further token, the
+answer, and the memory's accounts.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 import sysconfig
 import time
@@ -54,7 +57,10 @@ def prompt_ids(size: int) -> list[int]:
 
 
 def main(arguments: list[str]) -> None:
-    size, threads = (int(x) for x in arguments)
+    size, threads = (int(x) for x in arguments[:2])
+    kv_dir = Path(arguments[2]) if len(arguments) > 2 else None
+    if len(arguments) > 3:
+        Path(arguments[3]).write_text(str(os.getpid()))
     torch.set_num_threads(threads)
     model = load_model(constructed_path())
     seen = 0
@@ -67,7 +73,7 @@ def main(arguments: list[str]) -> None:
                 seen = 20 * stats.context // size
                 say(f"read {stats.context:,} of {size:,} tokens, {stats.tokens_per_second:,.0f} tokens/s now")
 
-        engine = Engine(model, max_model_len=size + DECODED, speculate=False, on_step=on_step)
+        engine = Engine(model, max_model_len=size + DECODED, speculate=False, on_step=on_step, kv_dir=kv_dir)
         # Python's ints of a million ids would be the largest thing in memory; the request keeps 4 bytes each.
         request = Request(prompt_ids(size), SamplingParams(max_tokens=DECODED, temperature=0.0, ignore_eos=True))
         start = time.perf_counter()

@@ -235,10 +235,9 @@ class Engine:
                 if s.logprob is not None:
                     request.logprobs.append(s.logprob)
                 reason = self._finish_reason(request, s.token)
-                is_text = s.token not in request.stop_ids
-                more, stopped = _new_text(request, s.token if is_text else None, reason)
-                text += more
-                reason = "stop" if stopped else reason
+                if request.text is not None:
+                    text += _new_text(request.text, None if s.token in request.stop_ids else s.token, reason)
+                    reason = "stop" if request.text.stopped else reason
                 if reason is not None:
                     break
         except Exception as error:
@@ -270,14 +269,15 @@ class Engine:
 
     def _stats(self, work: Sequence[Work], updates: Sequence[Update], seconds: float) -> StepStats:
         prompt_tokens = decode_tokens = context = drafted = accepted = 0
-        for w, update in zip(work, updates, strict=True):
-            context = max(context, w.end)
-            if w.is_decode:
+        for (request, start, length, drafts, _), update in zip(work, updates, strict=True):
+            context = max(context, start + length)
+            if start >= len(request.prompt):
                 decode_tokens += len(update.tokens)
-                drafted += len(w.drafts)
-                accepted += max(len(update.tokens) - 1, 0)
+                if drafts:
+                    drafted += len(drafts)
+                    accepted += max(len(update.tokens) - 1, 0)
             else:
-                prompt_tokens += w.length
+                prompt_tokens += length
         return StepStats(
             prompt_tokens=prompt_tokens,
             decode_tokens=decode_tokens,
@@ -291,11 +291,9 @@ class Engine:
         )
 
 
-def _new_text(request: Request, token: int | None, reason: FinishReason | None) -> tuple[str, bool]:
-    """What a token (None: one that only ends) adds to the visible text, and whether a stop string ended it."""
-    if request.text is None:
-        return "", False
-    text = "" if token is None else request.text.push(token)
-    if reason is not None and not request.text.stopped:
-        text += request.text.flush()
-    return text, request.text.stopped
+def _new_text(stream: TextStream, token: int | None, reason: FinishReason | None) -> str:
+    """What a token (None: one that only ends) adds to the visible text. A stop string sets `stream.stopped`."""
+    text = "" if token is None else stream.push(token)
+    if reason is not None and not stream.stopped:
+        text += stream.flush()
+    return text

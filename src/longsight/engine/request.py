@@ -7,7 +7,7 @@ import math
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from longsight.engine.draft import Drafter
 from longsight.engine.errors import InvalidRequestError
@@ -121,8 +121,7 @@ def requests_for(token_ids: Iterable[int], params: SamplingParams, **options: An
     return [leader, *others]
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
+class Update(NamedTuple):
     """What a step did for one request.
 
     text: the part of the answer that has become final (may be empty while a character or a stop string is incomplete).

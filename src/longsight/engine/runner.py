@@ -61,21 +61,23 @@ class Runner:
     def run(self, work: Sequence[Work]) -> list[list[Sampled] | Exception]:
         """Run the step; the new tokens of each work that samples, in order, or why it has none."""
         tokens: list[int] = []
-        ends: list[int] = []
+        starts = [0]
+        kv_lens: list[int] = []
         wanted: list[int] = []
         entries: list[Rows] = []
-        for w in work:
-            self._update_row(w.request)
-            tokens.extend(w.request.tokens(w.start, w.end))
-            tokens.extend(w.drafts)
-            ends.append(len(tokens))
-            if w.samples and w.request.sampling is not None:
-                entries.append(Rows(w.request.sampling, len(wanted), w.drafts))
-                wanted.extend(range(len(tokens) - 1 - len(w.drafts), len(tokens)))
+        for request, start, length, drafts, samples in work:
+            self._update_row(request)
+            tokens.extend(request.tokens(start, start + length))
+            tokens.extend(drafts)
+            starts.append(len(tokens))
+            kv_lens.append(start + length + len(drafts))
+            if samples and request.sampling is not None:
+                entries.append(Rows(request.sampling, len(wanted), drafts))
+                wanted.extend(range(len(tokens) - 1 - len(drafts), len(tokens)))
         hook = _recorder([w for w in work if w.samples], wanted)
         token_ids = torch.from_numpy(np.array(tokens, dtype=np.int64))
         with torch.inference_mode():
-            batch = self._batch(work, ends)
+            batch = self._batch([w.request.slot for w in work], starts, kv_lens)
             started = time.perf_counter()
             if len(wanted) == len(tokens) and hook is None and self._replay.supports(len(tokens)):
                 logits = self._replay.forward(token_ids, batch)
@@ -85,13 +87,11 @@ class Runner:
             self.forward_seconds = time.perf_counter() - started
             return sample(logits, entries)
 
-    def _batch(self, work: Sequence[Work], ends: list[int]) -> Batch:
-        kv_lens = [w.start + w.rows for w in work]
+    def _batch(self, slots: list[int], starts: list[int], kv_lens: list[int]) -> Batch:
         width = -(-max(kv_lens) // self.block_size)
-        slots = [w.request.slot for w in work]
         # Through numpy: torch takes five times as long to make a tensor of a short list.
         return Batch.trusted(
-            torch.from_numpy(np.array([0, *ends], dtype=np.int32)),
+            torch.from_numpy(np.array(starts, dtype=np.int32)),
             torch.from_numpy(np.array(kv_lens, dtype=np.int32)),
             torch.from_numpy(self._table[slots, :width]),
             self.block_size,

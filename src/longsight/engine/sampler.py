@@ -8,7 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -38,8 +38,7 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(NamedTuple):
     token: int
     logprob: TokenLogprob | None = None
 
@@ -59,9 +58,9 @@ class SamplingState:
         matcher: Matcher | None = None,
     ) -> None:
         self.params, self.matcher = params, matcher
-        self.is_plain = (
-            params.temperature == 0 and not params.adjusts_logits
-        )  # the likeliest token, whatever came before
+        # The likeliest token, whatever came before; and nothing else is asked about it.
+        self.is_plain = params.temperature == 0 and not params.adjusts_logits
+        self.is_bare = self.is_plain and params.logprobs is None
         self.generated = 0
         # Python promises that a seeded Random.random() repeats across versions and machines.
         self._random = random.Random(params.seed)
@@ -122,8 +121,7 @@ class SamplingState:
         return logits
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(NamedTuple):
     """One request's rows of the logits: row `first` follows its last token, each further row one drafted token more."""
 
     state: SamplingState
@@ -145,6 +143,9 @@ def sample(logits: Tensor, entries: Sequence[Rows]) -> list[list[Sampled] | Exce
     best, greedy = values[np.arange(len(values)), likeliest].tolist(), likeliest.tolist()
     results: list[list[Sampled] | Exception] = []
     for entry in entries:
+        if entry.state.is_bare and not entry.drafts and math.isfinite(best[entry.first]):
+            results.append([Sampled(greedy[entry.first])])  # most rows of most steps
+            continue
         try:
             results.append(_verify(logits, greedy, best, entry))
         except (LongsightError, FloatingPointError) as error:

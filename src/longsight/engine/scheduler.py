@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from longsight.engine.errors import ContextLengthError, EngineConfigError
 from longsight.engine.page_chain import PageChain
@@ -19,8 +20,7 @@ from longsight.engine.request import FinishReason, Request
 from longsight.ops.cost import ModelShape
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """Known tokens [start, start + length) of one request and guesses of what follows, to run in one step."""
 
     request: Request
