@@ -420,6 +420,13 @@ class Selection {
       const __m512i stride = _mm512_mullo_epi32(_mm512_set1_epi32(SCREEN_PANEL), _mm512_setr_epi32(
           0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
       for (int i = 0; i < blocks; i++) {
+        if (few) {  // the arithmetic of a panel takes as long as two pages to come: fetch those after the next
+          const long b = p0 + SCREEN_PANEL + 1 + i / 8;
+          const size_t part = PageCodes::bytes(a_.block, a_.dim) / 8;
+          if (b < end)
+            for (size_t at = 0; at < part; at += 64)
+              __builtin_prefetch((const char*)codes_of(t, b).codes + i % 8 * part + at, 0, 2);
+        }
         const PageScale page = codes_of(t, p0 + i).scale;
         const int32_t b = int32_t(p0 + i);
         float* up = upper + size_t(p0 + i - b0) * rows16;

