@@ -69,6 +69,8 @@ def compare(session: Session, pages: LayerPages, q: Tensor, n: int, goal: Target
             return scan()
 
     def screened() -> list[Tensor]:
+        if pages.screen_pauses is not None:
+            pages.screen_pauses.zero_()  # also where it does not pay and would soon be left off
         with screening(True):
             return scan()
 

@@ -113,7 +113,9 @@ def with_codes(pages: LayerPages) -> LayerPages:
         nothing = keys.new_zeros(keys.shape[0], 1, 16)
         batch = Batch.build([(keys.shape[0], keys.shape[0], range(first, first + n))])
         cpu.append_kv(appended, batch, nothing, nothing, keys)
-    return replace(pages, layout=replace(layout, screened=True), index_codes=small.index_codes)
+    return replace(
+        pages, layout=replace(layout, screened=True), index_codes=small.index_codes, screen_pauses=small.screen_pauses
+    )
 
 
 def _fill(tensor: Tensor, generator: torch.Generator) -> None:

@@ -21,6 +21,7 @@ struct ls_select_args {
   const void* index_q;  // [T, groups, dim]
   const void* index_k;  // packed pages
   const void* codes;    // the pages' 8-bit copies (screen.h), or null
+  int64_t* pauses;      // [2][2], for a few rows and for many: calls yet to go without codes, length of the last pause
   int32_t* ids;         // [T, groups, topk]
   ls_batch batch;
   int64_t groups, dim, block, topk, local_blocks, init_blocks;

@@ -17,7 +17,10 @@ constexpr int SELECT_GROUP = 48;  // rows between two horizontal reductions
 constexpr int SELECT_PANEL = 8;   // blocks scored between two looks at the thresholds
 constexpr int SCREEN_PANEL = 16;  // the same for estimates: the midranges of so many pages make one strip
 constexpr int SCREEN_CHUNK = 1024;         // blocks screened, then rescored, at a time: 2 MB of upper bounds
-constexpr size_t MAX_UPPERS = 16ul << 20;  // upper bounds of tiles that several threads share; 64 MiB
+constexpr size_t MAX_UPPERS = 4ul << 20;   // upper bounds of tiles that several threads share; 16 MiB
+// Where keys are such that the codes rule out little (many blocks with the same score), screening is paused for so many
+// calls, twice as many each time it happens again.
+constexpr int64_t FIRST_PAUSE = 32, LONGEST_PAUSE = 4096;
 
 // A row's best blocks so far, best first; unused entries are -inf. `kept` entries count, `padded` are stored.
 struct TopList {
@@ -164,18 +167,24 @@ class Selection {
         if (!status) status = each([&](const SelectTile& t, long segment) { return this->rescore(t, segment); });
       }
     if (!status && list_rows_) status = parallel_for(count_, a_.threads, [&](long i) { return merge(tiles_[i]); });
+    if (SCREENS && a_.codes)
+      for (int many = 0; many < 2; many++) judge(many);
     return status;
   }
 
  private:
   static constexpr bool SCREENS = HAS_SCREEN && PER_LANE<T> == 2;
 
-  // Tiles of SELECT_ROWS at most and of equal height, as many as the threads share evenly.
+  // Tiles of SELECT_ROWS at most and of equal height, as many as the threads share evenly; whole register tiles of rows.
   static long tile_tokens(long tokens, long groups, long threads) {
     const long most = SELECT_ROWS / groups > 0 ? SELECT_ROWS / groups : 1;
     long tiles = (tokens + most - 1) / most;
     if (tiles > 1) tiles = (tiles + threads - 1) / threads * threads;
-    return tiles ? (tokens + tiles - 1) / tiles : 1;
+    if (tiles < 2) return tokens ? tokens : 1;
+    long step = 1;
+    while (step * groups % (2 * MR)) step++;
+    const long even = ((tokens + tiles - 1) / tiles + step - 1) / step * step;
+    return even < most ? even : most;
   }
 
   bool plan() {
@@ -199,8 +208,12 @@ class Selection {
         const long blocks = visible(t);
         t.segments = a_.threads > 1 ? blocks / 64 : 1;
         t.segments = t.segments < 1 ? 1 : t.segments > wanted ? wanted : t.segments;
-        t.screened = SCREENS && a_.codes && kept_ > 0 &&
-                     blocks >= (t.rows > 2 * MR ? a_.screen_rows_from : a_.screen_from);
+        const bool many = t.rows > 2 * MR;
+        t.screened = SCREENS && a_.codes && kept_ > 0 && blocks >= (many ? a_.screen_rows_from : a_.screen_from);
+        if (t.screened && a_.pauses[2 * many] > 0) {
+          t.screened = false;
+          paused_[many] = true;
+        }
         const size_t uppers = size_t((t.rows + 15) / 16 * 16) * blocks;
         if (t.screened && t.segments > 1 && (tiles >= 4 * a_.threads || upper_count_ + uppers > MAX_UPPERS))
           t.segments = 1;
@@ -220,6 +233,18 @@ class Selection {
     }
     return (!list_rows_ || (reserve(list_score_, list_rows_ * padded_) && reserve(list_id_, list_rows_ * padded_))) &&
            (!bar_count_ || (reserve(uppers_, upper_count_) && reserve(bars_, bar_count_)));
+  }
+
+  // Whether screening paid in this call: pairs of row and block that were scored after all against all there were.
+  void judge(int many) {
+    int64_t *left = a_.pauses + 2 * many, *length = left + 1;
+    if (paused_[many]) {
+      --*left;
+    } else if (screened_[many]) {
+      const bool pays = scored_[many] * 3 < screened_[many];
+      *length = pays ? 0 : *length < FIRST_PAUSE ? FIRST_PAUSE : *length < LONGEST_PAUSE ? 2 * *length : LONGEST_PAUSE;
+      *left = *length;
+    }
   }
 
   template <class N>
@@ -490,6 +515,7 @@ class Selection {
       while (b < b1 && !(*n = left(b, list))) b++;
       return b;
     };
+    long scored = 0;
     int n = 0, later = 0;
     for (long b = next_block(b0, w.row, &n), next; b < b1; b = next, n = later) {
       next = next_block(b + 1, w.later, &later);  // known early, so that its keys are on their way
@@ -501,10 +527,15 @@ class Selection {
                         width_, strips_, steps, w.lane_max, w.score + g, ahead);
       for (int i = 0; i < n; i++)
         if (w.score[i] > best.threshold[w.row[i]]) best.offer(w.row[i], w.score[i], int32_t(b));
+      // A block of a few rows costs the read of its keys, whichever of them it is scored for.
+      scored += t.rows > 2 * MR ? n : t.rows;
       int32_t* done = w.row;
       w.row = w.later;
       w.later = done;
     }
+    const int many = t.rows > 2 * MR;
+    __atomic_fetch_add(&scored_[many], scored, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&screened_[many], (b1 - b0) * t.rows, __ATOMIC_RELAXED);
   }
 
   // A tile that one thread takes: chunk after chunk, estimates and then scores. What is known by then raises the bar.
@@ -565,6 +596,8 @@ class Selection {
   SelectTile* tiles_ = nullptr;
   long count_ = 0, max_segments_ = 1;
   size_t list_rows_ = 0, upper_count_ = 0, bar_count_ = 0;
+  bool paused_[2] = {};
+  long scored_[2] = {}, screened_[2] = {};
   float *list_score_ = nullptr, *uppers_ = nullptr, *bars_ = nullptr;
   int32_t* list_id_ = nullptr;
 };

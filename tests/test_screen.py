@@ -68,6 +68,13 @@ def filled(
     return pages, batch
 
 
+def screened(q: Tensor, pages: LayerPages, batch: Batch, **options: int) -> Tensor:
+    """A choice by way of the codes, whether they paid in the calls before or not."""
+    assert pages.screen_pauses is not None
+    pages.screen_pauses.zero_()
+    return cpu.select_blocks(q, pages, batch, **options)
+
+
 @needs_screen
 @pytest.mark.parametrize("kind", ["noise", "offset", "drift", "sizes", "ties", "equal", "tiny", "huge"])
 @pytest.mark.parametrize(
@@ -94,10 +101,10 @@ def test_the_same_blocks_as_the_exact_scan(
             monkeypatch.setattr(cpu, "screen_from", NEVER)
             exact = cpu.select_blocks(q, pages, together, topk=topk)
             monkeypatch.setattr(cpu, "screen_from", ALWAYS)
-            assert torch.equal(cpu.select_blocks(q, pages, together, topk=topk), exact)
+            assert torch.equal(screened(q, pages, together, topk=topk), exact)
             if topk > 3:
                 wide = {"topk": topk, "local_blocks": 2, "init_blocks": 1}
-                got = cpu.select_blocks(q, pages, together, **wide)
+                got = screened(q, pages, together, **wide)
                 monkeypatch.setattr(cpu, "screen_from", NEVER)
                 assert torch.equal(got, cpu.select_blocks(q, pages, together, **wide))
     finally:
@@ -115,7 +122,7 @@ def test_more_blocks_than_are_screened_at_a_time(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cpu, "screen_from", ALWAYS)
     for threads in (1, 2):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
-        assert torch.equal(cpu.select_blocks(q, pages, Batch.build(batch), topk=5), exact)
+        assert torch.equal(screened(q, pages, Batch.build(batch), topk=5), exact)
 
 
 @needs_screen
@@ -125,10 +132,36 @@ def test_the_copies_decide_nothing_unless_they_are_true(monkeypatch: pytest.Monk
     pages, batch = filled(keys_of("noise", 1600, 32, g).bfloat16(), [(20, 1600)], 16, g)
     q = torch.randn(20, 2, 32, generator=g).bfloat16()
     monkeypatch.setattr(cpu, "screen_from", ALWAYS)
-    right = cpu.select_blocks(q, pages, Batch.build(batch), topk=4)
+    right = screened(q, pages, Batch.build(batch), topk=4)
     assert pages.index_codes is not None
     pages.index_codes[:, : 16 * 32] = torch.randint(1, 256, (100, 512), generator=g, dtype=torch.uint8)
-    assert not torch.equal(cpu.select_blocks(q, pages, Batch.build(batch), topk=4), right)
+    assert not torch.equal(screened(q, pages, Batch.build(batch), topk=4), right)
+
+
+@needs_screen
+@pytest.mark.parametrize("rows", [1, 40])
+def test_where_it_does_not_pay_it_is_left_off(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "screen_from", ALWAYS)
+    g = torch.Generator().manual_seed(8)
+    n = 16 * 400
+    q = torch.randn(rows, 2, 32, generator=g).bfloat16()
+    many = int(rows > 1)
+    for keys, pays in ((torch.zeros(n, 32), False), (keys_of("noise", n, 32, g), True)):
+        pages, batch = filled(keys.bfloat16(), [(rows, n)], 16, g)
+        assert pages.screen_pauses is not None
+        seen = []
+        for _ in range(110):
+            cpu.select_blocks(q, pages, Batch.build(batch), topk=4)
+            seen.append(pages.screen_pauses[many].tolist())
+        if pays:
+            assert seen == [[0, 0]] * 110
+        else:  # tried again after 32 calls, then after 64
+            assert seen == [
+                *([i, 32] for i in range(32, -1, -1)),
+                *([i, 64] for i in range(64, -1, -1)),
+                *([i, 128] for i in range(128, 116, -1)),
+            ]
+        assert pages.screen_pauses[1 - many].tolist() == [0, 0]
 
 
 @needs_screen

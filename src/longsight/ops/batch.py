@@ -63,9 +63,7 @@ class Batch:
         batch = object.__new__(cls)
         range_known = {block_size: (0, pages - 1)}
         # Not through the checks of __init__: they are a third of the cost of making a batch, every step.
-        batch.__dict__.update(
-            cu_seqlens=cu_seqlens, kv_lens=kv_lens, block_table=block_table, _page_range=range_known
-        )
+        batch.__dict__.update(cu_seqlens=cu_seqlens, kv_lens=kv_lens, block_table=block_table, _page_range=range_known)
         return batch
 
     @cached_property

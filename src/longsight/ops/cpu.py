@@ -92,6 +92,7 @@ def select_blocks(
             index_q.data_ptr(),
             pages.index_k.data_ptr(),
             0 if pages.index_codes is None else pages.index_codes.data_ptr(),
+            0 if pages.screen_pauses is None else pages.screen_pauses.data_ptr(),
             ids.data_ptr(),
             _batch(batch),
             groups,

@@ -36,6 +36,7 @@ class SelectArgs(Structure):
         ("index_q", c_void_p),
         ("index_k", c_void_p),
         ("codes", c_void_p),
+        ("pauses", c_void_p),
         ("ids", c_void_p),
         ("batch", BatchArgs),
         ("groups", c_int64),

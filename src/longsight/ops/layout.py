@@ -108,6 +108,7 @@ class LayerPages:
     v        [P, H_kv, B * D]   pack(values[B, D]^T): channels are the packed rows, so that P @ V streams
     index_k  [P, B * D_idx]     pack(index_keys[B, D_idx]); None in a full-attention layer
     index_codes  uint8 [P, code_bytes]  8-bit copies of the index keys of full pages; None unless the layout asks for it
+    screen_pauses  int64 [2, 2]  what a kernel remembers of whether screening pays (csrc/select.h); no page's content
     """
 
     layout: PageLayout
@@ -115,6 +116,7 @@ class LayerPages:
     v: Tensor
     index_k: Tensor | None
     index_codes: Tensor | None = None
+    screen_pauses: Tensor | None = None
 
     @classmethod
     def allocate(cls, layout: PageLayout, pages: int) -> LayerPages:
@@ -145,7 +147,9 @@ class LayerPages:
     def _of(cls, layout: PageLayout, pages: int, parts: Sequence[Tensor]) -> LayerPages:
         k, v = (part.view(layout.dtype).view(pages, layout.kv_heads, -1) for part in parts[:2])
         index_k = parts[2].view(layout.dtype).view(pages, -1) if layout.index_dim else None
-        return cls(layout, k, v, index_k, parts[3].view(pages, -1) if layout.screened else None)
+        if not layout.screened:
+            return cls(layout, k, v, index_k)
+        return cls(layout, k, v, index_k, parts[3].view(pages, -1), torch.zeros(2, 2, dtype=torch.int64))
 
     def keys(self, ids: Tensor) -> Tensor:
         """Plain keys of pages `ids` [N]: [N, H_kv, B, D]."""

@@ -70,6 +70,11 @@ def record() -> Iterator[Callable[[], Tape]]:
 
 
 class _OnlyKernels(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise torch imports its compiler to keep it away from here: a second and 70 MB at the first token.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
     ) -> object:
