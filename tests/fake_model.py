@@ -10,9 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import tokenizers
 import torch
+from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 
+from longsight.engine.grammar import GrammarCompiler
+from longsight.model.tokenizer import byte_characters
 from longsight.ops import Batch
 from longsight.ops.cost import AttentionShape, ModelShape
 
@@ -118,6 +122,14 @@ def expected_output(prompt: Sequence[int], tokens: int) -> list[int]:
     for _ in range(tokens):
         context.append(next_token(context))
     return context[len(prompt) :]
+
+
+def byte_grammars() -> GrammarCompiler:
+    """Compiles grammars for the tokens below: bytes, and an end."""
+    vocabulary = {character: byte for byte, character in byte_characters().items()}
+    library = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return GrammarCompiler(library.to_str(), vocab_size=VOCAB, eos_token_ids=(EOS,))
 
 
 class ByteTokenizer:

@@ -12,7 +12,7 @@ from typing import Any
 import openai
 import uvicorn
 
-from fake_model import ByteTokenizer, FakeModel, LookupModel
+from fake_model import ByteTokenizer, FakeModel, LookupModel, byte_grammars
 from longsight.engine import Engine, EngineDriver
 from longsight.server.app import create_app
 from longsight.server.chat_template import ChatTemplate
@@ -65,6 +65,7 @@ def live_server(
         kv_bytes=pages * model.config.page_bytes(),
         chunk_tokens=chunk_tokens,
         max_running=max_running,
+        grammars=byte_grammars(),
     )
     driver = EngineDriver(engine, max_queue=max_queue)
     chat_template = ChatTemplate(template) if template is not None else None

@@ -11,11 +11,10 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from fake_model import ByteTokenizer, FakeModel
+from fake_model import ByteTokenizer, FakeModel, byte_grammars
 from longsight.engine import Engine, Grammar, InvalidRequestError, Request, SamplingParams
 from longsight.engine.grammar import GrammarCompiler
 from longsight.engine.sampler import Rows, SamplingState, sample
-from longsight.model.tokenizer import byte_characters
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +121,7 @@ def test_unusable_grammars_are_refused(compiler: GrammarCompiler, grammar: Gramm
 
 
 def test_an_engine_follows_it_and_ends_with_it() -> None:
-    vocabulary = {character: byte for byte, character in byte_characters().items()}
-    library = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    compiler = GrammarCompiler(library.to_str(), vocab_size=251, eos_token_ids=(250,))
-    e = Engine(FakeModel(), ByteTokenizer(), kv_bytes=40 * 128, grammars=compiler)  # type: ignore[arg-type]
+    e = Engine(FakeModel(), ByteTokenizer(), kv_bytes=40 * 128, grammars=byte_grammars())  # type: ignore[arg-type]
     plain = Request([1, 2, 3], SamplingParams(max_tokens=9, temperature=0))
     asked = Request([1, 2, 3], SamplingParams(max_tokens=50, temperature=0, grammar=Grammar("regex", "ab+c{3}")))
     e.add(plain)

@@ -125,11 +125,12 @@ def _server(engine: Engine, tokenizer: Tokenizer, path: Path) -> Iterator[tuple[
     requests: list[Request] = []
 
     class RecordingService(Service):
-        def request(self, *args: Any, **kwargs: Any) -> Request:
-            request = super().request(*args, **kwargs)
-            request.record_selection = True
-            requests.append(request)
-            return request
+        def requests(self, *args: Any, **kwargs: Any) -> list[Request]:
+            made = super().requests(*args, **kwargs)
+            for request in made:
+                request.record_selection = True
+            requests.extend(made)
+            return made
 
     driver = EngineDriver(engine)
     service = RecordingService(driver, tokenizer, MODEL_ID, ChatTemplate.from_checkpoint(path))

@@ -125,8 +125,11 @@ def load(path: Path, args: argparse.Namespace) -> Loaded:
 
 def build_engine(loaded: Loaded, args: argparse.Namespace, max_running: int = 1) -> Engine:
     from longsight.engine import Engine
+    from longsight.engine.grammar import GrammarCompiler
     from longsight.model.fingerprint import fingerprint
+    from longsight.model.tokenizer import FILE
 
+    config = loaded.model.config
     return Engine(
         loaded.model,
         loaded.tokenizer,
@@ -136,6 +139,9 @@ def build_engine(loaded: Loaded, args: argparse.Namespace, max_running: int = 1)
         max_running=max_running,
         prefix_cache=not args.no_prefix_cache,
         speculate=not args.no_speculation,
+        grammars=GrammarCompiler(
+            model_path(args) / FILE, vocab_size=config.vocab_size, eos_token_ids=config.eos_token_ids
+        ),
         kv_dir=args.kv_dir,
         fingerprint=fingerprint(model_path(args)) if args.kv_dir else b"",
     )

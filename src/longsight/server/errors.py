@@ -54,7 +54,8 @@ def as_api_error(error: Exception) -> ApiError:
         case ContextLengthError():
             return invalid(str(error), error.param, "context_length_exceeded")
         case InvalidRequestError():
-            return invalid(str(error), error.param)
+            # What the engine calls a grammar came as the protocol's response_format.
+            return invalid(str(error), "response_format" if error.param == "grammar" else error.param)
         case QueueFullError():
             return ApiError(503, str(error), type="server_error", code="queue_full")
         case EngineStoppedError():

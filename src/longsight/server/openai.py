@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from longsight.engine import TokenLogprob
+from longsight.server.logprobs import Spell, for_chat, for_text
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -16,6 +19,7 @@ class Answer:
 
     text: str
     finish_reason: str
+    logprobs: Sequence[TokenLogprob] = ()
 
 
 def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> dict[str, Any]:
@@ -29,9 +33,10 @@ def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) ->
 
 @dataclass
 class Dialect(ABC):
-    """What both endpoints share: the envelope of a response and of its chunks."""
+    """What both endpoints share: the envelope of a response and of its chunks. spell: token ids to text."""
 
     model: str
+    spell: Spell
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -40,17 +45,20 @@ class Dialect(ABC):
     chunk_object: ClassVar[str]
 
     def whole(self, answers: Sequence[Answer], usage: dict[str, int]) -> dict[str, Any]:
-        choices = [{**self.choice(a), "index": i, "logprobs": None} for i, a in enumerate(answers)]
+        choices = [
+            {**self.choice(a), "index": i, "logprobs": self.logprobs(a.logprobs, 0) if a.logprobs else None}
+            for i, a in enumerate(answers)
+        ]
         return {**self._envelope(self.whole_object), "choices": choices, "usage": usage}
 
     def chunk(self, choices: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
         return {**self._envelope(self.chunk_object), "choices": choices, **fields}
 
-    def text_choice(self, index: int, text: str) -> dict[str, Any]:
-        return {"index": index, **self.delta(text), "logprobs": None, "finish_reason": None}
+    def text_choice(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+        return {"index": index, **self.delta(text), "logprobs": logprobs, "finish_reason": None}
 
-    def last_choice(self, index: int, finish_reason: str) -> dict[str, Any]:
-        return {"index": index, **self.delta(None), "logprobs": None, "finish_reason": finish_reason}
+    def last_choice(self, index: int, finish_reason: str, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+        return {"index": index, **self.delta(None), "logprobs": logprobs, "finish_reason": finish_reason}
 
     def first_choice(self, index: int) -> dict[str, Any] | None:
         """What a stream opens a choice with, if anything."""
@@ -59,6 +67,10 @@ class Dialect(ABC):
     @abstractmethod
     def choice(self, answer: Answer) -> dict[str, Any]:
         """A finished choice, less its index."""
+
+    @abstractmethod
+    def logprobs(self, entries: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
+        """Log-probabilities of a piece of a choice; offset: characters of the answer before it."""
 
     @abstractmethod
     def delta(self, text: str | None) -> dict[str, Any]:
@@ -75,6 +87,9 @@ class ChatDialect(Dialect):
         message = {"role": "assistant", "content": answer.text, "refusal": None}
         return {"message": message, "finish_reason": answer.finish_reason}
 
+    def logprobs(self, entries: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
+        return for_chat(entries, self.spell)
+
     def first_choice(self, index: int) -> dict[str, Any]:
         delta = {"role": "assistant", "content": ""}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
@@ -88,6 +103,9 @@ class TextDialect(Dialect):
 
     def choice(self, answer: Answer) -> dict[str, Any]:
         return {"text": answer.text, "finish_reason": answer.finish_reason}
+
+    def logprobs(self, entries: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
+        return for_text(entries, self.spell, offset)
 
     def delta(self, text: str | None) -> dict[str, Any]:
         return {"text": text or ""}

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from longsight.engine import InvalidRequestError, SamplingDefaults, SamplingParams
+from longsight.engine import Grammar, InvalidRequestError, SamplingDefaults, SamplingParams
 from longsight.engine.request import to_token_array
 from longsight.server.errors import invalid
 
@@ -21,19 +21,13 @@ ROLES = ("root", "system", "developer", "user", "assistant", "tool")
 
 # Options of the protocol that are not supported yet: the values that mean "off" pass, others are refused.
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "n": (None, 1),
     "best_of": (None, 1),
     "echo": (None, False),
     "suffix": (None, ""),
-    "logprobs": (None, False, 0),
-    "top_logprobs": (None, 0),
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
     "tools": (None, []),
     "functions": (None, []),
-    "response_format": (None, {"type": "text"}),
 }
+FORMATS = ("text", "json_object", "json_schema")
 
 
 class StreamOptions(BaseModel):
@@ -50,8 +44,17 @@ class CommonFields(BaseModel):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
     seed: int | None = None
+    n: int | None = None
     stop: Any = None
+    stop_token_ids: list[int] | None = None
+    min_tokens: int | None = None
+    response_format: dict[str, Any] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
@@ -65,6 +68,10 @@ class CommonFields(BaseModel):
         """The asked-for length of the answer, or None."""
         return self.max_tokens
 
+    def reported_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to report in each place; None for no log-probabilities at all."""
+        return None
+
     def sampling(self, defaults: SamplingDefaults, default_length: int) -> SamplingParams:
         """Raises ApiError 400 naming the field and its range. default_length: the answer's, where none is asked for."""
         limit = self.answer_limit()
@@ -72,13 +79,23 @@ class CommonFields(BaseModel):
             limit = max(default_length, 1)
         try:
             return SamplingParams(
+                n=_or(self.n, 1),
                 max_tokens=limit,
                 temperature=_or(self.temperature, defaults.temperature),
                 top_p=_or(self.top_p, defaults.top_p),
                 top_k=0 if self.top_k == -1 else _or(self.top_k, defaults.top_k),  # -1: "no limit" in several clients
+                min_p=_or(self.min_p, 0.0),
+                presence_penalty=_or(self.presence_penalty, 0.0),
+                frequency_penalty=_or(self.frequency_penalty, 0.0),
+                repetition_penalty=_or(self.repetition_penalty, 1.0),
+                logit_bias=_token_biases(self.logit_bias),
                 seed=self.seed,
                 stop=_stop_strings(self.stop),
+                stop_token_ids=tuple(self.stop_token_ids or ()),
+                min_tokens=_or(self.min_tokens, 0),
                 ignore_eos=bool(self.ignore_eos),
+                logprobs=self.reported_logprobs(),
+                grammar=_grammar(self.response_format),
             )
         except InvalidRequestError as error:
             raise invalid(str(error), error.param) from error
@@ -87,6 +104,15 @@ class CommonFields(BaseModel):
 class ChatFields(CommonFields):
     messages: list[Any]
     max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+    def reported_logprobs(self) -> int | None:
+        if self.logprobs:
+            return _or(self.top_logprobs, 0)
+        if self.top_logprobs:
+            raise invalid(f"top_logprobs is {self.top_logprobs}, which needs logprobs to be true", "top_logprobs")
+        return None
 
     def answer_limit(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
@@ -100,6 +126,10 @@ class ChatFields(CommonFields):
 
 class CompletionFields(CommonFields):
     prompt: Any
+    logprobs: int | None = None
+
+    def reported_logprobs(self) -> int | None:
+        return self.logprobs
 
     def prompts(self) -> list[str | array[int]]:
         """One or more prompts, each text or token ids."""
@@ -183,6 +213,34 @@ def _stop_strings(stop: Any) -> tuple[str, ...]:
     if not isinstance(strings, list) or not all(isinstance(s, str) for s in strings):
         raise invalid(f"stop is {_show(stop)}; it must be a string or a list of strings", "stop")
     return tuple(strings)
+
+
+def _token_biases(biases: Mapping[str, float] | None) -> dict[int, float] | None:
+    if not biases:
+        return None
+    for token in biases:
+        if not (token.isascii() and token.isdigit()):
+            raise invalid(f"logit_bias names {_show(token)}; its keys must be token ids, as text", "logit_bias")
+    return {int(token): bias for token, bias in biases.items()}
+
+
+def _grammar(response_format: Mapping[str, Any] | None) -> Grammar | None:
+    """What the answer must look like. The schema's keys keep their order: answers are written in it."""
+    if response_format is None:
+        return None
+    kind, at = response_format.get("type"), "response_format"
+    if kind not in FORMATS:
+        raise invalid(f"{at}.type is {_show(kind)}; it must be one of {', '.join(FORMATS)}", f"{at}.type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return Grammar("json_object")
+    given = response_format.get("json_schema")
+    schema = given.get("schema") if isinstance(given, dict) else None
+    if not isinstance(schema, dict):
+        path = f"{at}.json_schema" + (".schema" if isinstance(given, dict) else "")
+        raise invalid(f"{path} is {_show(schema if isinstance(given, dict) else given)}; it must be an object", path)
+    return Grammar("json_schema", json.dumps(schema, ensure_ascii=False))
 
 
 Value = TypeVar("Value")

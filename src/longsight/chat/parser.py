@@ -1,0 +1,161 @@
+"""What a model writes, taken apart while it is written: reasoning, content and tool calls.
+
+One machine for streams and whole answers: the events joined are the same however the text was cut. It never fails, and
+no marker reaches the client; what is malformed loses as little as can be. Each character is looked at a bounded number
+of times, so a megabyte costs a thousand times a kilobyte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum, auto
+from typing import Any, Literal
+
+from longsight.chat import markup
+from longsight.chat.calls import WAIT, CallParser, Tag, read_tag
+from longsight.chat.events import Content, Event, Reasoning
+from longsight.chat.markup import Markers
+
+Start = Literal["reasoning", "content", "undecided"]
+_ENDS = (markup.TURN, markup.END_OF_TURN, markup.DOCUMENT)  # none of these belongs to an answer
+_PLAIN = Markers(markup.NAMESPACE, markup.THINK, markup.END_THINK, *_ENDS)
+_IN_VALUE = Markers(markup.NAMESPACE, *_ENDS)
+_BETWEEN = Markers(markup.NAMESPACE, *_ENDS, "<")  # in a call but in no value, a tag needs no namespace marker
+
+
+class _State(Enum):
+    UNDECIDED = auto()
+    REASONING = auto()
+    CONTENT = auto()
+    CALL = auto()
+    DONE = auto()
+
+
+class OutputParser:
+    """An answer's text in, events out. `push` as it comes, then `finish`.
+
+    start: the section that the prompt left open; "undecided" where the model itself decides whether to think.
+    tools: JSON schema of each tool's arguments; a call of any other name is let through untyped. calls: False drops
+    calls, for requests that declare no tools.
+    """
+
+    def __init__(
+        self, start: Start = "undecided", tools: Mapping[str, Any] | None = None, *, calls: bool = True
+    ) -> None:
+        self._state = _State[start.upper()]
+        self._calls = CallParser(tools or {}, visible=calls)
+        self._pending, self._at = "", 0  # text that has come, and how much of it has been handled
+        self._in_tag = False  # a namespace marker has been read, and its tag is yet to come
+        self._held = ""  # newlines at the end of the reasoning or before an answer's first word
+        self._begun = False  # whether this section has shown any text
+        self._after_block: list[str] | None = None  # text since the last block of calls: dropped if no other follows
+        self._events: list[Event] = []
+
+    def push(self, text: str) -> list[Event]:
+        self._pending += text
+        while self._state is not _State.DONE and self._step():
+            pass
+        self._pending, self._at = self._pending[self._at :], 0
+        return self._take_events()
+
+    def finish(self) -> list[Event]:
+        """The end of the output: what was held back as a possible beginning of a marker is text after all."""
+        rest, self._pending = self._pending, ""
+        if self._state is not _State.DONE:
+            self._text("" if self._in_tag else rest)
+            self._events += self._calls.cut_off()
+        self._state = _State.DONE
+        return self._take_events()
+
+    def _take_events(self) -> list[Event]:
+        events, self._events = self._events, []
+        return [e for e in events if not isinstance(e, Content | Reasoning) or e.text]
+
+    def _step(self) -> bool:
+        """Handle the next piece of what is pending. False: more must come first."""
+        if self._in_tag:
+            return self._tag()
+        markers = _PLAIN
+        if self._state is _State.CALL:
+            markers = _IN_VALUE if self._calls.in_value else _BETWEEN
+        end, marker = markers.first(self._pending, self._at)
+        text, self._at = self._pending[self._at : end], end
+        self._text(text)
+        if marker is None:
+            return False
+        if marker == "<":
+            self._in_tag = True
+            return True
+        self._at += len(marker)
+        if marker == markup.NAMESPACE:
+            self._in_tag = True
+        elif marker in _ENDS:
+            self._events += self._calls.cut_off()
+            self._state = _State.DONE
+        else:
+            self._think(opens=marker == markup.THINK)
+        return True
+
+    def _tag(self) -> bool:
+        tag, end = read_tag(self._pending, self._at)
+        if end == WAIT:
+            return False
+        self._in_tag = False
+        known = tag is not None and tag.name in ("tool_call", "invoke")
+        if self._state is not _State.CALL and not known:
+            return True  # a false start: what follows is text like any other
+        text, self._at = self._pending[self._at : end], end
+        if self._state is _State.CALL:
+            self._events += self._calls.tag(tag, text)
+            if not self._calls.open:
+                self._state, self._after_block = _State.CONTENT, []
+        elif tag is not None and not tag.closes:
+            self._begin_calls(tag, text)
+        return True
+
+    def _begin_calls(self, tag: Tag, text: str) -> None:
+        if self._after_block is not None:
+            self._events += [Content(piece) for piece in self._after_block]
+        self._held, self._after_block = "", None
+        self._state = _State.CALL
+        self._events += self._calls.tag(tag, text)
+
+    def _think(self, *, opens: bool) -> None:
+        """A thinking marker. Those out of place, a second opener or closer, are dropped."""
+        if self._state is _State.UNDECIDED:
+            self._state = _State.REASONING if opens else _State.CONTENT
+        elif self._state is _State.REASONING and not opens:
+            self._state = _State.CONTENT
+        else:
+            return
+        self._held, self._begun = "", False
+
+    def _text(self, text: str) -> None:
+        if not text:
+            return
+        if self._state is _State.CALL:
+            self._events += self._calls.text(text)
+            return
+        if self._state is _State.UNDECIDED:
+            text = self._held + text
+            self._held = ""
+            if not text.strip():
+                self._held = text
+                return
+            self._state = _State.CONTENT
+        if not self._begun:
+            text = text.lstrip("\n")
+            if not text:
+                return
+        if self._state is _State.REASONING:
+            text = self._held + text
+            shown = text.rstrip("\n")
+            self._held = text[len(shown) :]
+            self._begun = self._begun or bool(shown)
+            self._events.append(Reasoning(shown))
+            return
+        self._begun = True
+        if self._after_block is not None:
+            self._after_block.append(text)
+        else:
+            self._events.append(Content(text))
