@@ -12,7 +12,7 @@ import pytest
 import longsight
 
 ROOT = Path(longsight.__file__).parent
-ORDER = ("ops", "model", "engine", "server", "cli")
+ORDER = ("ops", "model", "engine", "chat", "server", "cli")
 EXTRAS = ("starlette", "uvicorn", "pydantic", "jinja2", "openai", "matplotlib", "psutil", "transformers", "gguf")
 
 
