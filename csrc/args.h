@@ -106,8 +106,27 @@ struct ls_swiglu_args {
   int32_t is_bf16, threads;
 };
 
+struct ls_likeliest_args {
+  const void* logits;  // [rows, vocab]
+  int32_t* ids;        // [rows]: the place of the largest, the first of equal ones; a NaN counts as larger than all
+  float* best;         // [rows]: that logit
+  int64_t rows, vocab;
+  int32_t is_bf16, threads;
+};
+
 // One call of a recorded step (ops/tape.py): which kernel, by its place in ls_kernel, and its arguments.
-enum ls_kernel { LS_SELECT, LS_ATTENTION, LS_APPEND, LS_LINEAR, LS_MOE, LS_NORM, LS_SWIGLU, LS_ADD, LS_ROUTE };
+enum ls_kernel {
+  LS_SELECT,
+  LS_ATTENTION,
+  LS_APPEND,
+  LS_LINEAR,
+  LS_MOE,
+  LS_NORM,
+  LS_SWIGLU,
+  LS_ADD,
+  LS_ROUTE,
+  LS_LIKELIEST,
+};
 struct ls_call {
   int64_t kernel;
   const void* args;
@@ -127,6 +146,7 @@ struct ls_kernels {
   int (*swiglu)(const ls_swiglu_args&);
   int (*add)(const ls_add_args&);
   int (*route)(const ls_route_args&);
+  int (*likeliest)(const ls_likeliest_args&);
   double (*peak_flops)(int is_bf16, int threads, double seconds);
   double (*stream_read)(const void* memory, size_t bytes, int threads);
 };

@@ -55,7 +55,7 @@ const ls_kernels& chosen() {
 
 #define LS_EXPORT extern "C" __attribute__((visibility("default")))
 
-LS_EXPORT int ls_abi() { return 3; }
+LS_EXPORT int ls_abi() { return 4; }
 LS_EXPORT const char* ls_isa() { return chosen().name; }
 LS_EXPORT int ls_screens() { return chosen().screens; }
 
@@ -89,6 +89,7 @@ LS_EXPORT int ls_norm(const ls_norm_args* a) { return chosen().norm(*a); }
 LS_EXPORT int ls_swiglu(const ls_swiglu_args* a) { return chosen().swiglu(*a); }
 LS_EXPORT int ls_add(const ls_add_args* a) { return chosen().add(*a); }
 LS_EXPORT int ls_route(const ls_route_args* a) { return chosen().route(*a); }
+LS_EXPORT int ls_likeliest(const ls_likeliest_args* a) { return chosen().likeliest(*a); }
 
 // Runs recorded calls in order. 0, or what the first failing one returned; its place is left in *failed.
 LS_EXPORT int ls_run(const ls_call* calls, int64_t count, int64_t* failed) {
@@ -106,6 +107,7 @@ LS_EXPORT int ls_run(const ls_call* calls, int64_t count, int64_t* failed) {
       case LS_SWIGLU: status = k.swiglu(*(const ls_swiglu_args*)a); break;
       case LS_ADD: status = k.add(*(const ls_add_args*)a); break;
       case LS_ROUTE: status = k.route(*(const ls_route_args*)a); break;
+      case LS_LIKELIEST: status = k.likeliest(*(const ls_likeliest_args*)a); break;
     }
     if (status) {
       *failed = i;

@@ -143,4 +143,39 @@ inline int route_rows(const ls_route_args& a) {
   });
 }
 
+// Each row's largest logit and its place, one read of the logits.
+template <class T>
+int likeliest_of(const ls_likeliest_args& a) {
+  return parallel_for(a.rows, a.rows * a.vocab < 65536 ? 1 : a.threads, [&](long r) -> int {
+    constexpr long PART = 64 * VL;
+    const T* x = (const T*)a.logits + r * a.vocab;
+    float best = -INFINITY;
+    long place = 0;
+    for (long from = 0; from < a.vocab && best == best; from += PART) {
+      const long end = from + PART < a.vocab ? from + PART : a.vocab;
+      vf most = set1(-INFINITY), sums = {};
+      long i = from;
+      for (; i + VL <= end; i += VL) {
+        const vf v = load_row(x + i);
+        most = vmax(most, v);
+        sums += v;
+      }
+      float m = hmax(most), sum = hsum(sums);
+      for (; i < end; i++) {
+        m = to_float(x[i]) > m ? to_float(x[i]) : m;
+        sum += to_float(x[i]);
+      }
+      // A sum is NaN if one of its terms is; also for infinities of both signs, which a closer look tells apart.
+      if (m <= best && sum == sum) continue;
+      for (long j = from; j < end && best == best; j++) {
+        const float v = to_float(x[j]);
+        if (v > best || v != v) best = v, place = j;
+      }
+    }
+    a.ids[r] = int32_t(place);
+    a.best[r] = best;
+    return 0;
+  });
+}
+
 }  // namespace LS_NS

@@ -125,7 +125,20 @@ struct Best {
   LS_INLINE TopList list(int row) const { return {score + size_t(row) * padded, id + size_t(row) * padded}; }
   LS_INLINE void offer(int row, float s, int32_t block) {
     insert(list(row), kept, padded, s, block);
-    threshold[row] = score[size_t(row) * padded + kept - 1];
+    const float last = score[size_t(row) * padded + kept - 1];
+    threshold[row] = last > threshold[row] ? last : threshold[row];
+  }
+
+  // Segments tell each other what is out of reach. What a floor is, is a lower bound of the row's last place in the
+  // end, so it may be old or lost; just below a score, because an equal one of a lower id comes before it.
+  void start_from(const float* floors, int rows) {
+    for (int r = 0; r < rows; r++) __atomic_load(floors + r, threshold + r, __ATOMIC_RELAXED);
+  }
+  void raise(float* floors, int rows) const {
+    for (int r = 0; r < rows; r++) {
+      const float floor = nextafterf(threshold[r], NEG_INF);
+      if (floor > floors[r]) __atomic_store(floors + r, &floor, __ATOMIC_RELAXED);
+    }
   }
 };
 
@@ -156,7 +169,7 @@ class Selection {
         strips_(int(a.block) / width_),
         page_lanes_(size_t(a.block) * a.dim / PER_LANE<T>) {}
   Selection(const Selection&) = delete;
-  ~Selection() { free(tiles_), free(list_score_), free(list_id_), free(uppers_), free(bars_); }
+  ~Selection() { free(tiles_), free(list_score_), free(list_id_), free(uppers_), free(bars_), free(floors_); }
 
   int run() {
     if (!plan()) return OUT_OF_MEMORY;
@@ -198,7 +211,7 @@ class Selection {
     if (!tiles) return true;
     tiles_ = (SelectTile*)malloc(size_t(tiles) * sizeof(SelectTile));
     if (!tiles_) return false;
-    const long wanted = (16L * a_.threads + tiles - 1) / tiles;
+    const long wanted = (32L * a_.threads + tiles - 1) / tiles;
     for (long s = 0; s < sequences; s++) {
       const long begin = a_.batch.cu_seqlens[s], end = a_.batch.cu_seqlens[s + 1];
       const long each = tile_tokens(end - begin, a_.groups, a_.threads);
@@ -231,7 +244,9 @@ class Selection {
         tiles_[count_++] = t;
       }
     }
-    return (!list_rows_ || (reserve(list_score_, list_rows_ * padded_) && reserve(list_id_, list_rows_ * padded_))) &&
+    if (list_rows_ && reserve(floors_, list_rows_))
+      for (size_t r = 0; r < list_rows_; r++) floors_[r] = NEG_INF;
+    return (!list_rows_ || (floors_ && reserve(list_score_, list_rows_ * padded_) && reserve(list_id_, list_rows_ * padded_))) &&
            (!bar_count_ || (reserve(uppers_, upper_count_) && reserve(bars_, bar_count_)));
   }
 
@@ -312,6 +327,7 @@ class Selection {
     float* panel = scratch.take<float>(size_t(SELECT_PANEL) * rows16);
     const Candidates candidates(a_, t, scratch);
     Best best(kept_, padded_, rows, rows16, scratch, scores_of(t, segment), ids_of(t, segment));
+    if (t.segments > 1) best.start_from(floors_ + t.partial, rows);
     size_t lda;
     const A_of<T>* q = operand_rows<T>(queries_of(t), dim_, rows, dim_, widened, &lda);
     const bool few = rows <= 2 * MR;  // memory-bound: fetch a strip ahead, across page borders
@@ -350,7 +366,10 @@ class Selection {
           }
         }
     }
-    if (t.segments == 1) finish(t, best);
+    if (t.segments == 1)
+      finish(t, best);
+    else
+      best.raise(floors_ + t.partial, rows);
     return 0;
   }
 
@@ -410,6 +429,34 @@ class Selection {
     return PageCodes(a_.codes, page_of(t, block), a_.block, a_.dim);
   }
 
+  // Products of the rows and the midranges of the blocks [p0, p0 + blocks), w.products[row][block - p0].
+  void multiply_many(const SelectTile& t, const Screen& w, long p0, int blocks, int first_row) const {
+    for (int i = 0; i < blocks; i++) {
+      const uint16_t* middle = codes_of(t, p0 + i).middle;
+      for (int d = 0; d < dim_ / 2; d++) memcpy(&w.middles[d * SCREEN_PANEL + i], middle + 2 * d, 4);
+    }
+    strip<T, Out::Store>(queries_of(t) + size_t(first_row) * dim_, dim_, w.candidates.rows - first_row, w.middles,
+                         SCREEN_PANEL, dim_ / 2, w.products + size_t(first_row) * SCREEN_PANEL, SCREEN_PANEL,
+                         NoPrefetch{});
+  }
+  // The same for rows too few to pay for the packing.
+  void multiply_few(const SelectTile& t, const Screen& w, long p0, int blocks) const {
+    static_assert(SCREEN_PANEL == 16, "fold_rows takes sixteen blocks");
+    const uint16_t* middle[SCREEN_PANEL];
+    for (int i = 0; i < SCREEN_PANEL; i++) middle[i] = codes_of(t, p0 + (i < blocks ? i : 0)).middle;
+    alignas(64) float lanes[SCREEN_PANEL * 16];
+    for (int r = 0; r < w.candidates.rows; r++) {
+      const T* q = queries_of(t) + size_t(r) * dim_;
+      for (int i = 0; i < SCREEN_PANEL; i++) {
+        __m512 sum = _mm512_setzero_ps();
+        for (int d = 0; d < dim_; d += 32)
+          sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(q + d), (__m512bh)_mm512_loadu_si512(middle[i] + d));
+        _mm512_store_ps(lanes + i * 16, sum);
+      }
+      fold_rows(lanes, w.products + size_t(r) * SCREEN_PANEL, [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); });
+    }
+  }
+
   // Upper bounds of blocks [b0, b1) for each row, upper[block - b0][row] (-inf: no candidate; NaN: rules nothing out), and the best lower bounds.
   void estimate(const SelectTile& t, const Screen& w, long b0, long b1, long end, float* upper, Best& lower) {
     const int rows = w.candidates.rows, rows16 = w.candidates.rows16, steps = dim_ / 4;
@@ -436,12 +483,10 @@ class Selection {
                               w.panel + size_t(i) * rows16 + g, ahead);
         }
       }
-      for (int i = 0; i < blocks; i++) {
-        const uint16_t* middle = codes_of(t, p0 + i).middle;
-        for (int d = 0; d < dim_ / 2; d++) memcpy(&w.middles[d * SCREEN_PANEL + i], middle + 2 * d, 4);
-      }
-      strip<T, Out::Store>(queries_of(t) + size_t(group0) * dim_, dim_, rows - group0, w.middles, SCREEN_PANEL, dim_ / 2,
-                           w.products + size_t(group0) * SCREEN_PANEL, SCREEN_PANEL, NoPrefetch{});
+      if (few && dim_ % 32 == 0)
+        multiply_few(t, w, p0, blocks);
+      else
+        multiply_many(t, w, p0, blocks, group0);
       const __m512i stride = _mm512_mullo_epi32(_mm512_set1_epi32(SCREEN_PANEL), _mm512_setr_epi32(
           0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
       for (int i = 0; i < blocks; i++) {
@@ -569,7 +614,9 @@ class Selection {
     const Screen w = prepare(t, rows16);
     Best lower(kept_, padded_, rows, rows16, scratch, scores_of(t, segment), ids_of(t, segment));
     const long b0 = first_block(t, segment), b1 = first_block(t, segment + 1);
+    lower.start_from(floors_ + t.partial, rows);
     estimate(t, w, b0, b1, b1, uppers_of(t, b0), lower);
+    lower.raise(floors_ + t.partial, rows);
     return 0;
   }
   int set_bars(const SelectTile& t) {
@@ -598,7 +645,7 @@ class Selection {
   size_t list_rows_ = 0, upper_count_ = 0, bar_count_ = 0;
   bool paused_[2] = {};
   long scored_[2] = {}, screened_[2] = {};
-  float *list_score_ = nullptr, *uppers_ = nullptr, *bars_ = nullptr;
+  float *list_score_ = nullptr, *uppers_ = nullptr, *bars_ = nullptr, *floors_ = nullptr;
   int32_t* list_id_ = nullptr;
 };
 

@@ -110,22 +110,30 @@ LS_INLINE float hsum(vf x) {  // a fixed tree: the same bits every time
   return lane[0];
 }
 
-// m [16][VL] -> the 16 row maxima
-LS_INLINE void max_of_rows(const float* m, float* out) {
 #if defined(__AVX512F__)
+// m [16][16] -> op over each row, by transposition: a fixed tree.
+template <class Op>
+LS_INLINE void fold_rows(const float* m, float* out, Op op) {
   __m512 t[8], u[4], w[2];
   for (int i = 0; i < 8; i++) {
     const __m512 a = _mm512_loadu_ps(m + i * 16), b = _mm512_loadu_ps(m + (i + 8) * 16);
-    t[i] = _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    t[i] = op(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
   }
   for (int i = 0; i < 4; i++)
-    u[i] = _mm512_max_ps(_mm512_shuffle_f32x4(t[i], t[i + 4], 0x88), _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd));
+    u[i] = op(_mm512_shuffle_f32x4(t[i], t[i + 4], 0x88), _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd));
   for (int i = 0; i < 2; i++)
-    w[i] = _mm512_max_ps(_mm512_shuffle_ps(u[i], u[i + 2], 0x88), _mm512_shuffle_ps(u[i], u[i + 2], 0xdd));
-  const __m512 x = _mm512_max_ps(_mm512_shuffle_ps(w[0], w[1], 0x88), _mm512_shuffle_ps(w[0], w[1], 0xdd));
+    w[i] = op(_mm512_shuffle_ps(u[i], u[i + 2], 0x88), _mm512_shuffle_ps(u[i], u[i + 2], 0xdd));
+  const __m512 x = op(_mm512_shuffle_ps(w[0], w[1], 0x88), _mm512_shuffle_ps(w[0], w[1], 0xdd));
   // The shuffles leave row 4 * q + e at lane 4 * {0,2,1,3}[q] + {0,2,1,3}[e].
   const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
   _mm512_storeu_ps(out, _mm512_permutexvar_ps(order, x));
+}
+#endif
+
+// m [16][VL] -> the 16 row maxima
+LS_INLINE void max_of_rows(const float* m, float* out) {
+#if defined(__AVX512F__)
+  fold_rows(m, out, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); });
 #else
   for (int r = 0; r < 16; r++) out[r] = hmax(load(m + r * VL));
 #endif

@@ -16,8 +16,9 @@ from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 
 from longsight.engine.grammar import GrammarCompiler
+from longsight.engine.sampler import Logits, Rows, Sampled, sample
 from longsight.model.tokenizer import byte_characters
-from longsight.ops import Batch
+from longsight.ops import Batch, reference
 from longsight.ops.cost import AttentionShape, ModelShape
 
 BLOCK = 16
@@ -51,6 +52,7 @@ class FakePages:
 
 class FakeBackend:
     NAME = "fake"
+    likeliest = staticmethod(reference.likeliest)
 
     def screens(self, dtype: torch.dtype, tokens: int) -> bool:
         return False
@@ -140,3 +142,8 @@ class ByteTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+
+
+def sample_rows(logits: Tensor, entries: Sequence[Rows]) -> list[list[Sampled] | Exception]:
+    """Sample from fp32 logits [R, vocab] as from a step's."""
+    return sample(Logits(logits, *reference.likeliest(logits)), entries)

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fake_model import sample_rows
 from longsight.engine import InvalidRequestError, SamplingParams
-from longsight.engine.sampler import Rows, Sampled, SamplingState, draw, logprob, sample
+from longsight.engine.sampler import Rows, Sampled, SamplingState, draw, logprob
 
 LOGITS = torch.log(torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2]))
 
@@ -21,7 +22,7 @@ def state(prompt: tuple[int, ...] = (1,), stop_ids: tuple[int, ...] = (), **para
 
 
 def one(logits: torch.Tensor, who: SamplingState) -> int:
-    sampled = sample(logits[None], [Rows(who, 0)])[0]
+    sampled = sample_rows(logits[None], [Rows(who, 0)])[0]
     assert not isinstance(sampled, Exception)
     return sampled[0].token
 
@@ -81,17 +82,17 @@ def test_only_the_nucleus_is_drawn(values: list[float], top_p: float, top_k: int
 def test_a_row_without_meaning_is_reported_and_leaves_the_others_alone() -> None:
     rows = torch.tensor([[0.0, 1.0], [math.nan, 1.0], [math.inf, 0.0], [-math.inf, 2.0], [-math.inf, -math.inf]])
     for temperature in (0.0, 1.0):
-        tokens = sample(rows, [Rows(state(temperature=temperature, seed=0), i) for i in range(len(rows))])
+        tokens = sample_rows(rows, [Rows(state(temperature=temperature, seed=0), i) for i in range(len(rows))])
         assert [isinstance(t, FloatingPointError) for t in tokens] == [False, True, True, False, True]
         assert tokens[3] == [Sampled(1)]
-    assert sample(torch.zeros(0, 5), []) == []
+    assert sample_rows(torch.zeros(0, 5), []) == []
 
 
 def test_a_seed_repeats_and_neighbours_do_not_matter() -> None:
     def answer(neighbours: int) -> list[object]:
         states = [state(seed=7), *(state() for _ in range(neighbours))]
         logits = LOGITS.expand(len(states), -1)
-        return [sample(logits, [Rows(s, i) for i, s in enumerate(states)])[0] for _ in range(50)]
+        return [sample_rows(logits, [Rows(s, i) for i, s in enumerate(states)])[0] for _ in range(50)]
 
     assert answer(0) == answer(0) == answer(3)
     assert len({str(a) for a in answer(0)}) > 1
@@ -153,7 +154,7 @@ def test_log_probabilities() -> None:
     assert [p for _, p in found.top] == pytest.approx([math.log(p) for p in (0.4, 0.25, 0.2)], abs=1e-6)
     assert [t for t, _ in logprob(torch.zeros(6), 5, 4).top] == [0, 1, 2, 3]
     # They are the model's own, whatever is done to the logits afterwards.
-    sampled = sample(LOGITS[None], [Rows(state(temperature=0, logit_bias={2: 50.0}, logprobs=0), 0)])[0]
+    sampled = sample_rows(LOGITS[None], [Rows(state(temperature=0, logit_bias={2: 50.0}, logprobs=0), 0)])[0]
     assert not isinstance(sampled, Exception)
     assert sampled[0].token == 2
     assert sampled[0].logprob == logprob(LOGITS, 2, 0)
@@ -177,7 +178,7 @@ def test_drafts_change_no_answer(drafts: list[list[int]], temperature: float, pr
         for guess in guesses:
             known = [s.token for s in text]
             rows = torch.stack([next_row(known + guess[:i]) for i in range(len(guess) + 1)])
-            new = sample(rows, [Rows(who, 0, guess)])[0]
+            new = sample_rows(rows, [Rows(who, 0, guess)])[0]
             assert not isinstance(new, Exception)
             assert [s.token for s in new[:-1]] == guess[: len(new) - 1]
             text += new
@@ -194,7 +195,7 @@ def test_a_drafted_token_comes_as_often_as_it_should() -> None:
     rows = torch.stack([LOGITS, second])
     pairs: dict[tuple[int, ...], int] = {}
     for _ in range(n):
-        new = sample(rows, [Rows(who, 0, (3,))])[0]
+        new = sample_rows(rows, [Rows(who, 0, (3,))])[0]
         assert not isinstance(new, Exception)
         counts[new[0].token] += 1
         tokens = tuple(s.token for s in new)

@@ -234,11 +234,18 @@ def test_groups_choose_their_own_blocks(cpu: Backend) -> None:
 
 
 def test_many_candidates_across_segments(cpu: Backend) -> None:
-    """Enough blocks for a decode scan to be cut among threads, with all scores tied in places."""
-    case = Case([(1, 16 * 700), (2, 16 * 300 + 9)], integers=True, kv_heads=1, dim=16, index_dim=16)
-    for topk in (2, 16, 17, 40):
-        expected = REFERENCE.select_blocks(case.index_q, case.pages, case.batch, topk=topk)
-        assert torch.equal(cpu.select_blocks(case.index_q, case.pages, case.batch, topk=topk), expected)
+    """Enough blocks for a decode scan to be cut among threads, with all scores tied in places. Threads tell each other
+    what is out of reach, in whatever order they come to it, and a tie with a later block is not."""
+    case = Case([(1, 16 * 1700), (2, 16 * 900 + 9)], integers=True, kv_heads=1, dim=16, index_dim=16)
+    threads = torch.get_num_threads()
+    try:
+        for topk in (2, 16, 17, 40):
+            expected = REFERENCE.select_blocks(case.index_q, case.pages, case.batch, topk=topk)
+            for count in (1, *[2, 3, 7] * 10):
+                torch.set_num_threads(count)
+                assert torch.equal(cpu.select_blocks(case.index_q, case.pages, case.batch, topk=topk), expected)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -293,6 +300,26 @@ def test_experts(cpu: Backend, dtype: torch.dtype) -> None:
     assert torch.equal(cpu.moe(x[9:10], ids[9:10], weights[9:10], experts, 1.702, 7.0), y[9:10])
     with pytest.raises(UnsupportedError, match=r"0\.\.4"):
         cpu.moe(x, ids + 3, weights, experts, 1.702, 7.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_likeliest(cpu: Backend, dtype: torch.dtype) -> None:
+    """The first of equal maxima, infinities of both signs, NaN above all; short rows and long ones."""
+    g = torch.Generator().manual_seed(11)
+    for vocab in (1, 5, 16, 63, 64, 1000, 1024, 1025, 70_001):
+        logits = torch.randint(-40, 40, (9, vocab), generator=g).to(dtype)
+        logits[1] = -torch.inf
+        logits[2, vocab // 2] = torch.inf
+        logits[3, :: max(vocab // 3, 1)] = -torch.inf
+        logits[4, vocab // 3] = torch.inf
+        logits[4, vocab // 2] = -torch.inf
+        logits[5, vocab // 2] = torch.nan
+        logits[6, -1] = 41
+        logits[7, vocab - 1 - vocab // 4 :] = 50
+        ids, best = cpu.likeliest(logits)
+        expected_ids, expected = REFERENCE.likeliest(logits)
+        assert torch.equal(ids, expected_ids)
+        assert torch.equal(best.nan_to_num(7e7), expected.nan_to_num(7e7))
 
 
 def test_sums_between_dtypes(cpu: Backend) -> None:

@@ -229,14 +229,14 @@ class Engine:
         tokens: list[int] = []
         text, reason = "", None
         try:
-            for s in sampled:
-                tokens.append(s.token)
-                request.output.append(s.token)
-                if s.logprob is not None:
-                    request.logprobs.append(s.logprob)
-                reason = self._finish_reason(request, s.token)
+            for token, known in sampled:
+                tokens.append(token)
+                request.output.append(token)
+                if known is not None:
+                    request.logprobs.append(known)
+                reason = _finish_reason(request, token)
                 if request.text is not None:
-                    text += _new_text(request.text, None if s.token in request.stop_ids else s.token, reason)
+                    text += _new_text(request.text, None if token in request.stop_ids else token, reason)
                     reason = "stop" if request.text.stopped else reason
                 if reason is not None:
                     break
@@ -251,11 +251,6 @@ class Engine:
             self.scheduler.finish(request, reason)
         logprobs = request.logprobs[len(request.logprobs) - len(tokens) :] if request.logprobs else ()
         return Update(request, text, tokens, len(request.prompt), reason, logprobs=logprobs)
-
-    def _finish_reason(self, request: Request, token: int) -> FinishReason | None:
-        if token in request.stop_ids or (request.sampling is not None and request.sampling.complete):
-            return "stop"
-        return "length" if len(request.output) >= request.params.max_tokens else None
 
     def _fail(self, request: Request, cause: Exception) -> Update:
         error = StepFailedError(f"the step that this request was in failed: {type(cause).__name__}: {cause}")
@@ -289,6 +284,13 @@ class Engine:
             accepted=accepted,
             kernel_seconds=self.runner.forward_seconds,
         )
+
+
+def _finish_reason(request: Request, token: int) -> FinishReason | None:
+    """Why a request that has just been given `token` ends, if it does."""
+    if token in request.stop_ids or (request.matcher is not None and request.matcher.complete):
+        return "stop"
+    return "length" if len(request.output) >= request.params.max_tokens else None
 
 
 def _new_text(stream: TextStream, token: int | None, reason: FinishReason | None) -> str:

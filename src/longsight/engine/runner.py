@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longsight.engine.errors import EngineConfigError
 from longsight.engine.request import Request, Selection
-from longsight.engine.sampler import Rows, Sampled, sample
+from longsight.engine.sampler import Logits, Rows, Sampled, sample
 from longsight.engine.scheduler import Work
 from longsight.model.replay import StepReplay
 from longsight.ops import Batch, LayerPages
@@ -67,7 +67,10 @@ class Runner:
         entries: list[Rows] = []
         for request, start, length, drafts, samples in work:
             self._update_row(request)
-            tokens.extend(request.tokens(start, start + length))
+            if samples and length == 1 and request.output:
+                tokens.append(request.output[-1])
+            else:
+                tokens.extend(request.tokens(start, start + length))
             tokens.extend(drafts)
             starts.append(len(tokens))
             kv_lens.append(start + length + len(drafts))
@@ -76,23 +79,24 @@ class Runner:
                 wanted.extend(range(len(tokens) - 1 - len(drafts), len(tokens)))
         hook = _recorder([w for w in work if w.samples], wanted)
         token_ids = torch.from_numpy(np.array(tokens, dtype=np.int64))
-        with torch.inference_mode():
-            batch = self._batch([w.request.slot for w in work], starts, kv_lens)
-            started = time.perf_counter()
-            if len(wanted) == len(tokens) and hook is None and self._replay.supports(len(tokens)):
-                logits = self._replay.forward(token_ids, batch)
-            else:
-                rows = torch.tensor(wanted, dtype=torch.long)
-                logits = self.model.forward(token_ids, batch, self.cache, logit_rows=rows, on_select=hook)
-            self.forward_seconds = time.perf_counter() - started
-            return sample(logits, entries)
+        batch = self._batch([w.request.slot for w in work], starts, kv_lens)
+        started = time.perf_counter()
+        if len(wanted) == len(tokens) and hook is None and self._replay.supports(len(tokens)):
+            logits = Logits(*self._replay.forward(token_ids, batch))
+        else:
+            rows = torch.tensor(wanted, dtype=torch.long)
+            values = self.model.forward(token_ids, batch, self.cache, logit_rows=rows, on_select=hook)
+            logits = Logits(values, *self.model.backend.likeliest(values))
+        self.forward_seconds = time.perf_counter() - started
+        return sample(logits, entries)
 
     def _batch(self, slots: list[int], starts: list[int], kv_lens: list[int]) -> Batch:
         width = -(-max(kv_lens) // self.block_size)
         # Through numpy: torch takes five times as long to make a tensor of a short list.
+        numbers = np.array(starts + kv_lens, dtype=np.int32)
         return Batch.trusted(
-            torch.from_numpy(np.array(starts, dtype=np.int32)),
-            torch.from_numpy(np.array(kv_lens, dtype=np.int32)),
+            torch.from_numpy(numbers[: len(starts)]),
+            torch.from_numpy(numbers[len(starts) :]),
             torch.from_numpy(self._table[slots, :width]),
             self.block_size,
             self.pages,

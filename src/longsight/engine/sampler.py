@@ -73,11 +73,6 @@ class SamplingState:
         self._bias_ids = torch.tensor(list(bias), dtype=torch.long)
         self._bias = torch.tensor(list(bias.values()), dtype=torch.float32)
 
-    @property
-    def complete(self) -> bool:
-        """Whether the answer's grammar lets nothing follow."""
-        return self.matcher is not None and self.matcher.complete
-
     def choose(self, logits: Tensor) -> int:
         """The next token by fp32 logits [vocab]. Changes nothing but the random generator."""
         if self.params.adjusts_logits:
@@ -121,6 +116,18 @@ class SamplingState:
         return logits
 
 
+class Logits(NamedTuple):
+    """What a step leaves to be sampled from: rows [R, vocab] in the model's dtype, and of each the place int32 [R] and
+    value fp32 [R] of its largest (of equal ones the first; a NaN counts as larger than all).
+
+    The memory may belong to the step, and be overwritten by the next.
+    """
+
+    rows: Tensor
+    likeliest: Tensor
+    best: Tensor
+
+
 class Rows(NamedTuple):
     """One request's rows of the logits: row `first` follows its last token, each further row one drafted token more."""
 
@@ -129,38 +136,36 @@ class Rows(NamedTuple):
     drafts: Sequence[int] = ()
 
 
-def sample(logits: Tensor, entries: Sequence[Rows]) -> list[list[Sampled] | Exception]:
+def sample(logits: Logits, entries: Sequence[Rows]) -> list[list[Sampled] | Exception]:
     """The new tokens of each entry, one to 1 + len(drafts) of them, or why there are none: what is wrong with one
     request's row or grammar does not touch the others.
 
-    logits fp32 [R, vocab]. Equal logits go to the lower token id. A row is sampled as it would be without drafts, with
-    the same random number; the next row counts only if the token is the drafted one. So drafts change no answer.
+    Equal logits go to the lower token id. A row is sampled as it would be without drafts, with the same random number;
+    the next row counts only if the token is the drafted one. So drafts change no answer.
     """
     if not entries:
         return []
-    values = logits.numpy()  # for its argmax, which takes a third of torch's time
-    likeliest = values.argmax(-1)  # of equal maxima the first; NaN wins over everything
-    best, greedy = values[np.arange(len(values)), likeliest].tolist(), likeliest.tolist()
+    likeliest, best = logits.likeliest.tolist(), logits.best.tolist()
     results: list[list[Sampled] | Exception] = []
-    for entry in entries:
-        if entry.state.is_bare and not entry.drafts and math.isfinite(best[entry.first]):
-            results.append([Sampled(greedy[entry.first])])  # most rows of most steps
+    for state, first, drafts in entries:
+        if state.is_bare and not drafts and math.isfinite(best[first]):
+            results.append([Sampled(likeliest[first])])  # most rows of most steps
             continue
         try:
-            results.append(_verify(logits, greedy, best, entry))
+            results.append(_verify(logits.rows, likeliest, best, Rows(state, first, drafts)))
         except (LongsightError, FloatingPointError) as error:
             results.append(error)
     return results
 
 
-def _verify(logits: Tensor, greedy: Sequence[int], best: Sequence[float], entry: Rows) -> list[Sampled]:
-    """greedy, best: each row's likeliest token and its logit."""
+def _verify(rows: Tensor, likeliest: Sequence[int], best: Sequence[float], entry: Rows) -> list[Sampled]:
     state, params, tokens = entry.state, entry.state.params, list[Sampled]()
     for row in range(entry.first, entry.first + len(entry.drafts) + 1):
         if not math.isfinite(best[row]):
             raise FloatingPointError("the model's logits are not finite")
-        token = greedy[row] if state.is_plain else state.choose(logits[row])
-        tokens.append(Sampled(token, None if params.logprobs is None else logprob(logits[row], token, params.logprobs)))
+        token = likeliest[row] if state.is_plain else state.choose(rows[row].float())
+        asked = params.logprobs
+        tokens.append(Sampled(token, None if asked is None else logprob(rows[row], token, asked)))
         state.advance(token)
         drafted = row - entry.first
         if drafted == len(entry.drafts) or entry.drafts[drafted] != token:

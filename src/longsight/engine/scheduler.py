@@ -125,14 +125,19 @@ class Scheduler:
 
     def schedule(self) -> list[Work]:
         """Admit what fits; then the next step: running streams first, then prompt chunks within the budget."""
-        self._admit()
+        if self.waiting:
+            self._admit()
         work: list[Work] = []
-        for request in list(self.running):
-            if request.slot >= 0 and _is_streaming(request):
-                drafts = self._drafts(request)
-                if self._grow(request, request.length + len(drafts)):
-                    work.append(Work(request, request.computed, 1, drafts, samples=True))
-        return work + self._prompts()
+        streams = [r for r in self.running if _is_streaming(r)]
+        only_streams = len(streams) == len(self.running)
+        for request in streams:
+            if request.slot < 0:
+                continue  # preempted for one before it
+            drafts = self._drafts(request) if request.drafter is not None else ()
+            computed = request.computed
+            if self._grow(request, computed + 1 + len(drafts)):
+                work.append(Work(request, computed, 1, drafts, True))
+        return work if only_streams else work + self._prompts()
 
     def advance(self, request: Request, computed: int) -> None:
         """`computed` tokens of the request are in its pages now; full pages become known to the prefix cache."""
@@ -285,7 +290,8 @@ class Scheduler:
 
 def _is_streaming(request: Request) -> bool:
     """Whether only the newest generated token is left to compute: a resumed request reads its output again first."""
-    return bool(request.output) and request.length - request.computed == 1
+    output = request.output
+    return bool(output) and len(request.prompt) + len(output) == request.computed + 1
 
 
 def _rank(request: Request) -> tuple[int, int]:

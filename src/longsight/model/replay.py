@@ -24,7 +24,7 @@ MAX_TAPES = 64  # shapes kept; the one unused longest goes first
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A tape and the memory it reads (batch, h, cos, sin) and writes (logits [T, V])."""
+    """A tape and the memory it reads (batch, h, cos, sin) and writes (logits [T, V], likeliest [T], best [T])."""
 
     tape: Tape
     batch: Batch
@@ -32,6 +32,8 @@ class _Recorded:
     cos: Tensor
     sin: Tensor
     logits: Tensor
+    likeliest: Tensor
+    best: Tensor
 
 
 class StepReplay:
@@ -53,8 +55,11 @@ class StepReplay:
         return [recorded.tape for recorded in self._recorded.values()]
 
     @torch.inference_mode()
-    def forward(self, token_ids: Tensor, batch: Batch) -> Tensor:
-        """token_ids int64 [T] -> fp32 logits [T, V]. Raises what Model.forward raises."""
+    def forward(self, token_ids: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """token_ids int64 [T] -> logits [T, V] in the model's dtype, and what Backend.likeliest says of them.
+
+        The next step of this shape overwrites them. Raises what Model.forward raises.
+        """
         model = self._model
         model.check(token_ids, batch, self._cache)
         block_size = self._cache[0].layout.block_size
@@ -74,7 +79,7 @@ class StepReplay:
                 to.copy_(values)
             recorded.batch.block_table[:, : batch.block_table.shape[1]] = batch.block_table
             recorded.tape.replay()
-        return recorded.logits.to(torch.float32, copy=True)
+        return recorded.logits, recorded.likeliest, recorded.best
 
     def _record(self, h: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> _Recorded:
         table = torch.full((batch.kv_lens.shape[0], self._max_blocks), -1, dtype=torch.int32)
@@ -85,4 +90,5 @@ class StepReplay:
         _ = own.rows
         with record() as finish:
             logits = self._model.head(self._model.layers(h, Step(self._model.backend, own, cos, sin), self._cache))
-        return _Recorded(finish(), own, h, cos, sin, logits)
+            likeliest, best = self._model.backend.likeliest(logits)
+        return _Recorded(finish(), own, h, cos, sin, logits, likeliest, best)

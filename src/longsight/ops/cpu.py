@@ -289,6 +289,27 @@ def route(x: Tensor, weight: PackedLinear, bias: Tensor, topk: int, scale: float
     return ids, weights
 
 
+def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    _check(logits, "logits", logits.dtype, tuple(logits.shape))
+    rows, vocab = logits.shape
+    ids, best = torch.empty(rows, dtype=torch.int32), torch.empty(rows, dtype=torch.float32)
+    kernels.call(
+        "ls_likeliest",
+        kernels.LikeliestArgs(
+            logits.data_ptr(),
+            ids.data_ptr(),
+            best.data_ptr(),
+            rows,
+            vocab,
+            logits.dtype == torch.bfloat16,
+            torch.get_num_threads(),
+        ),
+        ids,
+        best,
+    )
+    return ids, best
+
+
 def _add(y: Tensor, x: Tensor, *, accumulate: bool) -> None:
     _check(y, "y", y.dtype, tuple(y.shape))
     _check(x, "x", x.dtype, tuple(y.shape))

@@ -18,7 +18,7 @@ from longsight.ops.memory import advise_huge_pages
 
 LIBRARY = "liblongsight_kernels.so"
 OUT_OF_MEMORY, BAD_SELECTION, BAD_EXPERT = 1, 2, 3  # csrc/args.h
-ABI = 3  # ls_abi() of the library this file describes
+ABI = 4  # ls_abi() of the library this file describes
 
 
 class BatchArgs(Structure):
@@ -186,6 +186,18 @@ class RouteArgs(Structure):
     )
 
 
+class LikeliestArgs(Structure):
+    _fields_ = (
+        ("logits", c_void_p),
+        ("ids", c_void_p),
+        ("best", c_void_p),
+        ("rows", c_int64),
+        ("vocab", c_int64),
+        ("is_bf16", c_int32),
+        ("threads", c_int32),
+    )
+
+
 class Call(Structure):
     """A kernel's place in CALLS and its arguments."""
 
@@ -203,6 +215,7 @@ CALLS: dict[str, type[Structure]] = {
     "ls_swiglu": SwigluArgs,
     "ls_add": AddArgs,
     "ls_route": RouteArgs,
+    "ls_likeliest": LikeliestArgs,
 }
 
 

@@ -175,6 +175,15 @@ def route(x: Tensor, weight: PackedLinear, bias: Tensor, topk: int, scale: float
     return ids, weights.mul_(scale / weights.sum(-1, keepdim=True))
 
 
+def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The place of each row's largest logit, int32 [T], and the logit, fp32 [T]: logits [T, V].
+
+    Of equal ones the first; a NaN counts as larger than all.
+    """
+    ids = logits.float().argmax(-1, keepdim=True)
+    return ids[:, 0].int(), logits.float().gather(1, ids)[:, 0]
+
+
 def moe(
     x: Tensor, expert_ids: Tensor, expert_weights: Tensor, experts: PackedExperts, alpha: float, limit: float
 ) -> Tensor:
