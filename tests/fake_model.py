@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import tokenizers
 import torch
@@ -114,6 +115,38 @@ class LookupModel(FakeModel):
         return text[place + 4] if place >= 0 else EOS
 
 
+class ScriptedModel(FakeModel):
+    """Says what it is told to, token by token, in MiniMax-M3's own chat format.
+
+    script: from the text of the prompt to the whole answer, markup included. context: the most tokens of a request.
+    """
+
+    def __init__(self, script: Callable[[str], str], *, context: int = 8192, **options: Any) -> None:
+        super().__init__(FakeConfig(max_position_embeddings=context), **options)
+        self.script = script
+        self.prompts: list[str] = []
+        self._answers: dict[str, bytes] = {}
+
+    def next(self, context: list[int]) -> int:
+        text = bytes(t for t in context if t < EOS)
+        begin = text.rfind(OPENED) + len(OPENED)
+        prompt = text[:begin].decode()
+        if prompt not in self._answers:
+            self.prompts.append(prompt)
+            self._answers[prompt] = self.script(prompt).encode()
+        written = len(text) - begin
+        # What the prompt already begins to say (a thinking marker) is part of the generated turn here.
+        answer = self._answers[prompt]
+        for opener in PREFILLED:
+            if text[begin:].startswith(opener) and not answer.startswith(opener):
+                written -= len(opener)
+        return answer[written] if written < len(answer) else EOS
+
+
+OPENED = b"]~b]ai\n"
+PREFILLED = (b"</mm:think>", b"<mm:think>")
+
+
 def next_token(context: Sequence[int]) -> int:
     """Never EOS by itself; the same whatever way the context was cut into chunks."""
     return sum((i % 7 + 1) * token for i, token in enumerate(context)) % EOS
@@ -136,6 +169,11 @@ def byte_grammars() -> GrammarCompiler:
 
 class ByteTokenizer:
     """Token id = byte, as in the constructed checkpoint."""
+
+    added_tokens: ClassVar[dict[str, int]] = {}
+
+    def encode_plain(self, text: str) -> list[int]:
+        return list(text.encode())
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())

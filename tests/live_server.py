@@ -13,11 +13,11 @@ import openai
 import uvicorn
 
 from fake_model import ByteTokenizer, FakeModel, LookupModel, byte_grammars
+from longsight.chat.template import ChatTemplate
 from longsight.engine import Engine, EngineDriver
 from longsight.server.app import create_app
-from longsight.server.chat_template import ChatTemplate
-from longsight.server.generation import Service
 from longsight.server.listen import listen
+from longsight.server.service import Service
 
 TEMPLATE = "{{ messages | map(attribute='content') | join('\n') }}"
 

@@ -218,13 +218,21 @@ class LLM:
         return RequestOutput(text, requests[0].prompt, answers, requests[0].cached_tokens)
 
     def render(self, messages: Messages) -> Sequence[int]:
-        """The token ids of a conversation. Raises InvalidRequestError if the checkpoint has no chat template."""
-        from longsight.server.chat_template import ChatTemplate  # needs the extra [server]
+        """The token ids of a conversation, by the checkpoint's template or, without one, in MiniMax-M3's format.
 
-        template = ChatTemplate.from_checkpoint(self._path)
-        if template is None:
-            raise InvalidRequestError(f"{self._path} has no chat template; use generate", "messages")
-        return self.tokenizer.encode(template.render(list(messages)), add_special_tokens=False)
+        Raises InvalidRequestError naming the message that is wrong.
+        """
+        from longsight.chat.errors import ChatError
+        from longsight.chat.prompt import ChatFormat
+        from longsight.chat.template import ChatTemplate  # this and what follows need the extra [server]
+        from longsight.server import openai_messages
+        from longsight.server.errors import ApiError
+
+        try:
+            chat = ChatFormat(self.tokenizer, ChatTemplate.from_checkpoint(self._path))
+            return chat.prompt(openai_messages.messages(list(messages))).tokens
+        except (ApiError, ChatError) as error:
+            raise InvalidRequestError(str(error), "messages") from error
 
     def close(self) -> None:
         """End what runs and free the pages."""

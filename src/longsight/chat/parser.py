@@ -51,6 +51,11 @@ class OutputParser:
         self._after_block: list[str] | None = None  # text since the last block of calls: dropped if no other follows
         self._events: list[Event] = []
 
+    @property
+    def section(self) -> Start:
+        """What the output is in the middle of; calls are part of the content."""
+        return {_State.UNDECIDED: "undecided", _State.REASONING: "reasoning"}.get(self._state, "content")  # type: ignore[return-value]
+
     def push(self, text: str) -> list[Event]:
         self._pending += text
         while self._state is not _State.DONE and self._step():

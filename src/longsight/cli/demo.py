@@ -116,11 +116,11 @@ def _server(engine: Engine, tokenizer: Tokenizer, path: Path) -> Iterator[tuple[
     """The real server on a free port of the loopback address; its requests, which record what they select."""
     import uvicorn
 
+    from longsight.chat.template import ChatTemplate
     from longsight.engine import EngineDriver
     from longsight.server.app import create_app
-    from longsight.server.chat_template import ChatTemplate
-    from longsight.server.generation import Service
     from longsight.server.listen import listen
+    from longsight.server.service import Service
 
     requests: list[Request] = []
 

@@ -69,11 +69,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
+    from longsight.chat.template import ChatTemplate
     from longsight.engine import EngineDriver, SamplingDefaults
     from longsight.server.app import create_app
-    from longsight.server.chat_template import ChatTemplate
-    from longsight.server.generation import Service
     from longsight.server.listen import listen
+    from longsight.server.service import Service
 
     path = model_path(args)
     defaults, template = SamplingDefaults.from_checkpoint(path), ChatTemplate.from_checkpoint(path)

@@ -33,14 +33,19 @@ class Stream:
         """Each update as it happens, and None after every `heartbeat` seconds without one."""
         unfinished = len(self.requests)
         while unfinished:
-            try:
-                async with asyncio.timeout(heartbeat):
-                    update = await self._queue.get()
-            except TimeoutError:
-                yield None
-                continue
-            unfinished -= update.finish_reason is not None
+            update = await self.next(heartbeat)
+            unfinished -= update is not None and update.finish_reason is not None
             yield update
+
+    async def next(self, timeout: float | None = None) -> Update | None:
+        """The next update, or None after `timeout` seconds without one."""
+        if not self._queue.empty():
+            return self._queue.get_nowait()
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._queue.get()
+        except TimeoutError:
+            return None
 
     def close(self) -> None:
         self.driver.cancel(self.requests)

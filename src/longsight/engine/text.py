@@ -57,17 +57,19 @@ class StopScanner:
         self._stop = tuple(stop)
         self._held = ""
         self.stopped = False
+        self.found: str | None = None  # the stop string that has been found
 
     def push(self, text: str) -> str:
         """The part of the text that is safe to show. Sets `stopped` when a stop string is complete."""
         if not self._stop:
             return text
         held = self._held + text
-        ends = [(start + len(s), start) for s in self._stop if (start := held.find(s)) >= 0]
+        ends = [(start + len(s), start, s) for s in self._stop if (start := held.find(s)) >= 0]
         if ends:
             self.stopped = True
             self._held = ""
-            return held[: min(ends)[1]]
+            _, start, self.found = min(ends)
+            return held[:start]
         keep = max(_overlap(held, s) for s in self._stop)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]

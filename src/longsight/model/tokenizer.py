@@ -27,16 +27,17 @@ class Tokenizer:
     """A checkpoint's tokenizer.
 
     A tokenizer whose tokens are single bytes is run as a table look-up: the library's own record of a million tokens
-    takes hundreds of megabytes, the ids four.
+    takes hundreds of megabytes, the ids four. added_tokens: literals that are tokens of their own, and their ids.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, byte_ids: ByteIds | None) -> None:
         self._tokenizer = tokenizer
         self._byte_ids = byte_ids
+        self._plain: tokenizers.Tokenizer | None = None
         added = tokenizer.get_added_tokens_decoder()
-        self._added = {token.content: index for index, token in added.items()}
+        self.added_tokens = {token.content: index for index, token in added.items()}
         # As the library does it: the leftmost match, and there the longest.
-        longest_first = sorted(self._added, key=len, reverse=True)
+        longest_first = sorted(self.added_tokens, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     @classmethod
@@ -62,22 +63,37 @@ class Tokenizer:
 
         Raises TextError if `text` holds half a surrogate pair, which no UTF-8 can spell.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise TextError(f"character {error.start} of the text, {text[error.start]!r}, is no Unicode text") from None
+        _check(text)
         if self._byte_ids is None:
             return array("i", self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
         ids, read = array("i"), 0
         for match in self._special.finditer(text):
             ids += _look_up(self._byte_ids, text[read : match.start()])
-            ids.append(self._added[match.group()])
+            ids.append(self.added_tokens[match.group()])
             read = match.end()
         return ids + _look_up(self._byte_ids, text[read:])
+
+    def encode_plain(self, text: str) -> Sequence[int]:
+        """Token ids of `text` with nothing around it, in which the literals of added tokens are ordinary characters."""
+        _check(text)
+        if self._byte_ids is not None:
+            return _look_up(self._byte_ids, text)
+        if self._plain is None:
+            self._plain = tokenizers.Tokenizer.from_str(
+                json.dumps({**json.loads(self._tokenizer.to_str()), "added_tokens": []})
+            )
+        return array("i", self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens; bytes that are no UTF-8 become U+FFFD."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _check(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TextError(f"character {error.start} of the text, {text[error.start]!r}, is no Unicode text") from None
 
 
 def _look_up(byte_ids: ByteIds, text: str) -> array[int]:

@@ -16,9 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from longsight import __version__
 from longsight.ops import LongsightError
 from longsight.server.body import ClientGoneError
+from longsight.server.chat_completions import chat_completions
+from longsight.server.completions import completions
 from longsight.server.errors import as_api_error, on_error, on_http_exception
-from longsight.server.generation import Service, chat_completions, completions
 from longsight.server.openai import model_card
+from longsight.server.service import Service
 
 
 def create_app(service: Service) -> Starlette:
@@ -92,6 +94,7 @@ class Envelope:
             await self.app(scope, receive, send)
             return
         request_id = f"req_{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = request_id
 
         started = False
 

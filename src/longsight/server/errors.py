@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -9,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from longsight.chat.errors import ChatError
 from longsight.engine import ContextLengthError, EngineStoppedError, InvalidRequestError, QueueFullError
 from longsight.ops import LongsightError
 
@@ -41,6 +43,12 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_value")
     return ApiError(400, message, type="invalid_request_error", code=code, param=param)
 
 
+def show(value: Any) -> str:
+    """A value as JSON, short enough for one line."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def too_large(limit: int) -> ApiError:
     message = f"the request body is larger than the limit of {limit} bytes"
     return ApiError(413, message, type="invalid_request_error", code="request_too_large")
@@ -53,6 +61,8 @@ def as_api_error(error: Exception) -> ApiError:
             return error
         case ContextLengthError():
             return invalid(str(error), error.param, "context_length_exceeded")
+        case ChatError():
+            return invalid(str(error), error.path)
         case InvalidRequestError():
             # What the engine calls a grammar came as the protocol's response_format.
             return invalid(str(error), "response_format" if error.param == "grammar" else error.param)

@@ -14,17 +14,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longsight.engine import Grammar, InvalidRequestError, SamplingDefaults, SamplingParams
 from longsight.engine.request import to_token_array
-from longsight.server.errors import invalid
+from longsight.server.errors import invalid, show
 
 MAX_PROMPTS = 128
-ROLES = ("root", "system", "developer", "user", "assistant", "tool")
 
 # Options of the protocol that are not supported yet: the values that mean "off" pass, others are refused.
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
     "echo": (None, False),
     "suffix": (None, ""),
-    "tools": (None, []),
     "functions": (None, []),
 }
 FORMATS = ("text", "json_object", "json_schema")
@@ -72,15 +70,13 @@ class CommonFields(BaseModel):
         """How many of the likeliest tokens to report in each place; None for no log-probabilities at all."""
         return None
 
-    def sampling(self, defaults: SamplingDefaults, default_length: int) -> SamplingParams:
-        """Raises ApiError 400 naming the field and its range. default_length: the answer's, where none is asked for."""
+    def sampling(self, defaults: SamplingDefaults) -> SamplingParams:
+        """All but the grammar. Raises ApiError 400 naming the field and its range."""
         limit = self.answer_limit()
-        if limit is None:
-            limit = max(default_length, 1)
         try:
             return SamplingParams(
                 n=_or(self.n, 1),
-                max_tokens=limit,
+                max_tokens=max(_or(limit, 1), _or(self.min_tokens, 0)) if limit is None else limit,
                 temperature=_or(self.temperature, defaults.temperature),
                 top_p=_or(self.top_p, defaults.top_p),
                 top_k=0 if self.top_k == -1 else _or(self.top_k, defaults.top_k),  # -1: "no limit" in several clients
@@ -90,19 +86,31 @@ class CommonFields(BaseModel):
                 repetition_penalty=_or(self.repetition_penalty, 1.0),
                 logit_bias=_token_biases(self.logit_bias),
                 seed=self.seed,
-                stop=_stop_strings(self.stop),
+                stop=stop_strings(self.stop),
                 stop_token_ids=tuple(self.stop_token_ids or ()),
                 min_tokens=_or(self.min_tokens, 0),
                 ignore_eos=bool(self.ignore_eos),
                 logprobs=self.reported_logprobs(),
-                grammar=_grammar(self.response_format),
             )
         except InvalidRequestError as error:
             raise invalid(str(error), error.param) from error
 
 
+class ThinkingFields(BaseModel):
+    model_config = ConfigDict(strict=True)
+    type: str
+
+
 class ChatFields(CommonFields):
     messages: list[Any]
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    thinking: ThinkingFields | None = None
+    reasoning_split: bool | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    service_tier: str | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -116,12 +124,6 @@ class ChatFields(CommonFields):
 
     def answer_limit(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-    def plain_messages(self) -> list[dict[str, Any]]:
-        """Messages with text content only, parts joined; other keys pass through to the chat template."""
-        if not self.messages:
-            raise invalid("messages is empty; it must hold at least one message", "messages")
-        return [_plain_message(message, f"messages.{i}") for i, message in enumerate(self.messages)]
 
 
 class CompletionFields(CommonFields):
@@ -158,40 +160,16 @@ def parse(kind: type[Fields], body: str) -> Fields:
         if first["type"] == "missing":
             raise invalid(f"{path} is missing; it is required", path) from error
         subject = path or "the request body"
-        raise invalid(f"{subject} is {_show(first['input'])}: {first['msg']}", path or None) from error
+        raise invalid(f"{subject} is {show(first['input'])}: {first['msg']}", path or None) from error
     for name, value in (fields.model_extra or {}).items():
         if name in UNSUPPORTED and value not in UNSUPPORTED[name]:
             accepted = " or ".join(json.dumps(v) for v in UNSUPPORTED[name] if v is not None)
             raise invalid(
-                f"{name} is {_show(value)}, which this server does not support; leave it out or send {accepted}",
+                f"{name} is {show(value)}, which this server does not support; leave it out or send {accepted}",
                 name,
                 "unsupported_parameter",
             )
     return fields
-
-
-def _plain_message(message: Any, path: str) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise invalid(f"{path} is {_show(message)}; it must be an object with role and content", path)
-    role = message.get("role")
-    if role not in ROLES:
-        raise invalid(f"{path}.role is {_show(role)}; it must be one of {', '.join(ROLES)}", f"{path}.role")
-    content, where = message.get("content"), f"{path}.content"
-    if isinstance(content, list):
-        content = "".join(_text_part(part, f"{where}.{i}") for i, part in enumerate(content))
-    may_be_empty = role == "assistant" and message.get("tool_calls")
-    if not isinstance(content, str) and not (content is None and may_be_empty):
-        raise invalid(f"{where} is {_show(content)}; it must be text or a list of text parts", where)
-    return {**message, "content": content}
-
-
-def _text_part(part: Any, path: str) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind != "text":
-        raise invalid(f"{path} is of type {_show(kind)}; this server accepts text parts only", path)
-    if not isinstance(part.get("text"), str):
-        raise invalid(f"{path}.text is {_show(part.get('text'))}; it must be a string", f"{path}.text")
-    return str(part["text"])
 
 
 def _one_prompt(prompt: Any, path: str) -> str | array[int]:
@@ -203,15 +181,15 @@ def _one_prompt(prompt: Any, path: str) -> str | array[int]:
             return to_token_array(prompt)
         except InvalidRequestError as error:
             raise invalid(f"{path}: {error}", path) from error
-    raise invalid(f"{path} is {_show(prompt)}; it must be a string, a list of token ids, or a list of those", path)
+    raise invalid(f"{path} is {show(prompt)}; it must be a string, a list of token ids, or a list of those", path)
 
 
-def _stop_strings(stop: Any) -> tuple[str, ...]:
+def stop_strings(stop: Any) -> tuple[str, ...]:
     if stop is None:
         return ()
     strings = [stop] if isinstance(stop, str) else stop
     if not isinstance(strings, list) or not all(isinstance(s, str) for s in strings):
-        raise invalid(f"stop is {_show(stop)}; it must be a string or a list of strings", "stop")
+        raise invalid(f"stop is {show(stop)}; it must be a string or a list of strings", "stop")
     return tuple(strings)
 
 
@@ -220,17 +198,17 @@ def _token_biases(biases: Mapping[str, float] | None) -> dict[int, float] | None
         return None
     for token in biases:
         if not (token.isascii() and token.isdigit()):
-            raise invalid(f"logit_bias names {_show(token)}; its keys must be token ids, as text", "logit_bias")
+            raise invalid(f"logit_bias names {show(token)}; its keys must be token ids, as text", "logit_bias")
     return {int(token): bias for token, bias in biases.items()}
 
 
-def _grammar(response_format: Mapping[str, Any] | None) -> Grammar | None:
+def answer_format(response_format: Mapping[str, Any] | None) -> Grammar | None:
     """What the answer must look like. The schema's keys keep their order: answers are written in it."""
     if response_format is None:
         return None
     kind, at = response_format.get("type"), "response_format"
     if kind not in FORMATS:
-        raise invalid(f"{at}.type is {_show(kind)}; it must be one of {', '.join(FORMATS)}", f"{at}.type")
+        raise invalid(f"{at}.type is {show(kind)}; it must be one of {', '.join(FORMATS)}", f"{at}.type")
     if kind == "text":
         return None
     if kind == "json_object":
@@ -239,7 +217,7 @@ def _grammar(response_format: Mapping[str, Any] | None) -> Grammar | None:
     schema = given.get("schema") if isinstance(given, dict) else None
     if not isinstance(schema, dict):
         path = f"{at}.json_schema" + (".schema" if isinstance(given, dict) else "")
-        raise invalid(f"{path} is {_show(schema if isinstance(given, dict) else given)}; it must be an object", path)
+        raise invalid(f"{path} is {show(schema if isinstance(given, dict) else given)}; it must be an object", path)
     return Grammar("json_schema", json.dumps(schema, ensure_ascii=False))
 
 
@@ -248,9 +226,3 @@ Value = TypeVar("Value")
 
 def _or(value: Value | None, default: Value) -> Value:
     return default if value is None else value
-
-
-def _show(value: Any) -> str:
-    """A value as JSON, short enough for one line."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."

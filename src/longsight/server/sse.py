@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.responses import StreamingResponse
@@ -20,12 +20,19 @@ def frame(data: Mapping[str, Any]) -> bytes:
 class EventStream(StreamingResponse):
     """Streams frames; `on_end` runs when the stream ends, fails, or the client goes away."""
 
-    def __init__(self, frames: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
-        super().__init__(frames, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+    def __init__(
+        self,
+        frames: AsyncIterator[bytes],
+        on_end: Callable[[], Awaitable[None]],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(
+            frames, media_type="text/event-stream", headers={"cache-control": "no-cache", **(headers or {})}
+        )
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._on_end()
+            await self._on_end()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from longsight.server.chat_template import ChatTemplate, ChatTemplateError
-from longsight.server.errors import ApiError
+from longsight.chat.errors import ChatError, ChatTemplateError
+from longsight.chat.template import ChatTemplate
 
 HELLO = [{"role": "user", "content": "<hello> & 'you'"}]
 
@@ -30,9 +30,9 @@ def test_json_is_not_escaped_for_the_web() -> None:
 
 def test_a_template_may_refuse() -> None:
     template = ChatTemplate("{{ raise_exception('only one message, please') }}")
-    with pytest.raises(ApiError, match="only one message, please") as caught:
+    with pytest.raises(ChatError, match="only one message, please") as caught:
         template.render(HELLO)
-    assert caught.value.status == 400
+    assert caught.value.path == "messages"
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_template_may_refuse() -> None:
     ],
 )
 def test_what_a_template_may_not_do(source: str) -> None:
-    with pytest.raises(ApiError, match="chat template refuses"):
+    with pytest.raises(ChatError, match="chat template refuses"):
         ChatTemplate(source).render(HELLO)
 
 

@@ -11,14 +11,10 @@ from typing import Any, NoReturn
 from jinja2 import TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from longsight.ops import LongsightError
-from longsight.server.errors import invalid
+from longsight.chat.errors import ChatError, ChatTemplateError
+from longsight.chat.markup import END_THINK, THINK
 
 NAMED = {"name", "template"}
-
-
-class ChatTemplateError(LongsightError, ValueError):
-    """The checkpoint's chat template cannot be read or compiled."""
 
 
 class ChatTemplate:
@@ -39,6 +35,7 @@ class ChatTemplate:
                 f"the chat template is not valid Jinja, line {error.lineno}: {error.message}"
             ) from error
         self._special_tokens = dict(special_tokens or {})
+        self.thinks = THINK in source or END_THINK in source  # whether it knows M3's thinking modes
 
     @classmethod
     def from_checkpoint(cls, directory: Path) -> ChatTemplate | None:
@@ -62,13 +59,13 @@ class ChatTemplate:
         return cls(source, special)
 
     def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        """The prompt, ending where the assistant's answer begins. Raises ApiError 400 if the template refuses."""
+        """The prompt, ending where the assistant's answer begins. Raises ChatError if the template refuses."""
         try:
             return self._template.render(
                 messages=messages, add_generation_prompt=True, **self._special_tokens, **options
             )
         except (TemplateError, TypeError, ValueError) as error:
-            raise invalid(f"the model's chat template refuses these messages: {error}", "messages") from error
+            raise ChatError(f"the model's chat template refuses these messages: {error}") from error
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:

@@ -1,0 +1,133 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from typing import Any, Literal, cast, get_args
+
+from anyio import to_thread
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from longsight.chat.messages import Thinking
+from longsight.server import openai_messages
+from longsight.server.answers import Choice
+from longsight.server.body import read_text, unless_gone
+from longsight.server.errors import as_api_error, invalid, show
+from longsight.server.exchange import Exchange
+from longsight.server.identity import Caller, caller_of, require_scope
+from longsight.server.openai import Answer, ChatEnvelope, ChatStream, usage
+from longsight.server.schema import ChatFields, answer_format, parse
+from longsight.server.service import Service
+from longsight.server.sse import DONE, KEEP_ALIVE, EventStream, frame
+from longsight.server.turn import Turn
+
+MODES = get_args(Thinking)
+TIERS: Mapping[str, str] = {"standard": "standard", "default": "standard", "auto": "standard", "priority": "priority"}
+
+
+async def chat_completions(http: HttpRequest) -> Response:
+    service: Service = http.app.state.service
+    body = await read_text(http, service.body_limit)
+    # Parsing and tokenizing a megabyte takes a while: not on the loop that answers everyone else.
+    fields, turn, choices = await to_thread.run_sync(_prepare, service, body, caller_of(http))
+    exchange = Exchange(http, "openai", turn.service_tier)
+    exchange.submit(choices)
+    split = service.reasoning_format == "split" if fields.reasoning_split is None else fields.reasoning_split
+    reasoning: Literal["split", "inline"] = "split" if split else "inline"
+    envelope = ChatEnvelope(service.model_id, service.tokenizer.decode, turn.service_tier, reasoning=reasoning)
+    if fields.stream:
+        return EventStream(_frames(exchange, fields, envelope), exchange.close, exchange.headers())
+    try:
+        answers = await unless_gone(http, collect(exchange))
+    finally:
+        await exchange.close()
+    return JSONResponse(envelope.whole(answers, usage(exchange.usage, exchange)), headers=dict(exchange.headers()))
+
+
+def _prepare(service: Service, body: str, caller: Caller) -> tuple[ChatFields, Turn, list[Choice]]:
+    fields = parse(ChatFields, body)
+    turn = turn_of(fields, service)
+    if any(message.role == "root" for message in turn.messages):
+        require_scope(caller, "root")
+    return fields, turn, service.choices(turn)
+
+
+def turn_of(fields: ChatFields, service: Service) -> Turn:
+    """Raises ApiError or ChatError naming what is wrong."""
+    params = fields.sampling(service.defaults)
+    tools = openai_messages.tools(fields.tools)
+    tier = fields.service_tier or "standard"
+    return Turn(
+        model=fields.model,
+        messages=openai_messages.messages(fields.messages),
+        params=replace(params, stop=()),
+        max_tokens=fields.answer_limit(),
+        tools=tools,
+        tool_choice=openai_messages.tool_choice(fields.tool_choice, tools),
+        parallel_calls=fields.parallel_tool_calls is not False,
+        thinking=_thinking(fields),
+        stop=params.stop,
+        answer_format=answer_format(fields.response_format),
+        template_options=_template_options(fields),
+        service_tier=TIERS.get(tier, "standard"),
+    )
+
+
+def _thinking(fields: ChatFields) -> Thinking:
+    """What the request says in any of the ways in which clients say it; the native one first."""
+    if fields.thinking is not None:
+        if fields.thinking.type not in MODES:
+            raise invalid(
+                f"thinking.type is {show(fields.thinking.type)}; it must be one of {', '.join(MODES)}", "thinking.type"
+            )
+        return cast(Thinking, fields.thinking.type)
+    given = fields.chat_template_kwargs or {}
+    if "thinking_mode" in given:
+        if given["thinking_mode"] not in MODES:
+            raise invalid(
+                f"chat_template_kwargs.thinking_mode is {show(given['thinking_mode'])}; it must be one of "
+                f"{', '.join(MODES)}",
+                "chat_template_kwargs.thinking_mode",
+            )
+        return cast(Thinking, given["thinking_mode"])
+    if "enable_thinking" in given:
+        return "enabled" if given["enable_thinking"] else "disabled"
+    return "disabled" if fields.reasoning_effort == "none" else "adaptive"
+
+
+def _template_options(fields: ChatFields) -> dict[str, Any]:
+    given = fields.chat_template_kwargs or {}
+    return {k: v for k, v in given.items() if k not in ("messages", "add_generation_prompt", "thinking_mode")}
+
+
+async def collect(exchange: Exchange) -> list[Answer]:
+    """The finished answers, in order."""
+    answers = [Answer() for _ in exchange.choices]
+    async for piece in exchange.pieces():
+        if piece is not None:
+            answers[piece.index].add(piece)
+    return answers
+
+
+async def _frames(exchange: Exchange, fields: ChatFields, envelope: ChatEnvelope) -> AsyncIterator[bytes]:
+    """A stream's frames. An error once it has begun is its last frame, and no [DONE] follows."""
+    until_usage: dict[str, Any] = {"usage": None} if fields.include_usage else {}
+    streams = [ChatStream(envelope, i) for i in range(len(exchange.choices))]
+    try:
+        async for piece in exchange.pieces(exchange.service.keep_alive):
+            if piece is None:
+                yield KEEP_ALIVE
+                continue
+            if piece.progress is not None and fields.return_progress:
+                processed, total = piece.progress
+                progress = {"processed": processed, "total": total, "index": piece.index}
+                yield frame(envelope.chunk([], prompt_progress=progress, **until_usage))
+            for choice in streams[piece.index].choices(piece):
+                yield frame(envelope.chunk([choice], **until_usage))
+        if fields.include_usage:
+            yield frame(envelope.chunk([], usage=usage(exchange.usage, exchange)))
+        yield DONE
+    except Exception as error:
+        yield frame(as_api_error(error).body())

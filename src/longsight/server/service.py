@@ -1,0 +1,130 @@
+"""What the endpoints work with, and how a conversation becomes requests to the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal, Protocol
+
+from longsight.chat.markup import NAMESPACE
+from longsight.chat.parser import OutputParser, Start
+from longsight.chat.prompt import ChatFormat
+from longsight.chat.quoting import PromptTokenizer
+from longsight.chat.template import ChatTemplate
+from longsight.engine import EngineDriver, Grammar, Request, SamplingDefaults, SamplingParams
+from longsight.engine.request import requests_for
+from longsight.server.answers import Choice, end_think_id
+from longsight.server.errors import ApiError
+from longsight.server.gate import Gate
+from longsight.server.turn import Turn
+from longsight.server.usage import Meter, UsageRecord
+
+
+class Tokenizer(PromptTokenizer, Protocol):
+    """What the server needs of a tokenizer."""
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the endpoints work with.
+
+    chat_template: the checkpoint's own; None for MiniMax-M3's format. aliases: other names of the model.
+    chat_max_tokens: the length of a chat answer whose request doesn't say (its pages are reserved while it runs).
+    body_limit: bytes. keep_alive: seconds of silence after which a stream says that it lives. reasoning_format: where
+    chat completions put the thinking if the request doesn't say, apart or inline in the content. gate: who may go in;
+    meter: keeps the records of what was used; observers: told of each request once it is over.
+    """
+
+    driver: EngineDriver
+    tokenizer: Tokenizer
+    model_id: str
+    chat_template: ChatTemplate | None = None
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    chat_max_tokens: int = 4096
+    body_limit: int = 64 * 2**20
+    keep_alive: float = 10.0
+    created: int = field(default_factory=lambda: int(time.time()))
+    aliases: tuple[str, ...] = ()
+    reasoning_format: Literal["split", "inline"] = "inline"
+    gate: Gate | None = None
+    meter: Meter | None = None
+    observers: list[Callable[[UsageRecord], None]] = field(default_factory=list)
+
+    @cached_property
+    def chat_format(self) -> ChatFormat:
+        return ChatFormat(self.tokenizer, self.chat_template)
+
+    def check_model(self, model: str) -> None:
+        if model != self.model_id and model not in self.aliases:
+            message = f"the model {model!r} does not exist; this server has {self.model_id!r}"
+            raise ApiError(404, message, type="invalid_request_error", code="model_not_found", param="model")
+
+    def answer_length(self, prompt_tokens: int, asked: int | None, default: int) -> int:
+        """Tokens of an answer: as many as asked for, else the default or what room there is."""
+        if asked is not None:
+            return asked
+        return max(min(default, self.driver.engine.max_model_len - prompt_tokens), 1)
+
+    def requests(self, tokens: Sequence[int], params: SamplingParams) -> list[Request]:
+        """One request per answer to a prompt, checked and its grammar compiled: on a worker thread, as parsing is."""
+        requests = requests_for(tokens, params)
+        for request in requests:
+            self.driver.engine.check(request)
+        return requests
+
+    def prompt_tokens(self, turn: Turn) -> int:
+        """How many tokens the turn's prompt has: what the real request would count."""
+        return len(self.chat_format.prompt(turn.messages, turn.tools, turn.thinking, turn.template_options).tokens)
+
+    def choices(self, turn: Turn) -> list[Choice]:
+        """The answers to a turn, as requests that the engine will take. On a worker thread: rendering and tokenizing a
+        megabyte takes a while. Raises ApiError, ChatError, or what the engine refuses."""
+        self.check_model(turn.model)
+        prompt = self.chat_format.prompt(turn.messages, turn.tools, turn.thinking, turn.template_options)
+        params = replace(
+            turn.params,
+            max_tokens=self.answer_length(len(prompt.tokens), turn.max_tokens, self.chat_max_tokens),
+            grammar=self._grammar(turn, prompt.start),
+            logit_bias=self._bias(turn),
+        )
+        known = {tool.name: tool.parameters for tool in turn.tools}
+        called = known or any(message.calls for message in turn.messages)
+        return [
+            Choice(
+                request,
+                i,
+                OutputParser(prompt.start, known, calls=bool(called) and turn.tool_choice.kind != "none"),
+                turn.stop,
+                end_think_id(self.tokenizer.added_tokens),
+            )
+            for i, request in enumerate(self.requests(prompt.tokens, params))
+        ]
+
+    def _grammar(self, turn: Turn, start: Start) -> Grammar | None:
+        # A template without thinking leaves nothing undecided: the answer begins with the content.
+        section: Start = start if self.chat_format.thinks else "content"
+        if turn.tool_choice.kind == "required":
+            from longsight.chat.grammar import tool_grammar
+
+            tools = [(tool.name, tool.parameters) for tool in turn.tools]
+            return tool_grammar(tools, only=turn.tool_choice.name, parallel=turn.parallel_calls, start=section)
+        if turn.answer_format is None or section == "content":
+            return turn.answer_format
+        wanted = turn.answer_format
+        if wanted.kind in ("json_object", "json_schema") and isinstance(wanted.value, str):
+            from longsight.chat.grammar import format_grammar
+
+            return format_grammar(wanted.kind, wanted.value, section)
+        return wanted
+
+    def _bias(self, turn: Turn) -> dict[int, float] | None:
+        """Where no call may be made, the token that opens one is out of the question."""
+        bias = dict(turn.params.logit_bias or {})
+        opener = self.tokenizer.added_tokens.get(NAMESPACE)
+        if turn.tool_choice.kind == "none" and turn.tools and opener is not None:
+            bias[opener] = -100.0
+        return bias or None

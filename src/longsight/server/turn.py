@@ -1,0 +1,41 @@
+"""What every chat protocol's request becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from longsight.chat.messages import ChatMessage, Thinking, Tool
+from longsight.engine import Grammar, SamplingParams
+
+
+@dataclass(frozen=True)
+class ToolChoice:
+    """kind: auto, as the model likes; none, no call; required, at least one, of the tool `name` if that is given."""
+
+    kind: Literal["auto", "none", "required"] = "auto"
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One request to continue a conversation.
+
+    params: how tokens are chosen; its max_tokens counts reasoning too, its `stop` is empty, because `stop` here ends
+    the content only. max_tokens None: as much as the server gives by default. answer_format: what the content must look
+    like. template_options: further names for the checkpoint's template.
+    """
+
+    model: str
+    messages: Sequence[ChatMessage]
+    params: SamplingParams
+    max_tokens: int | None = None
+    tools: Sequence[Tool] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_calls: bool = True
+    thinking: Thinking = "adaptive"
+    stop: tuple[str, ...] = ()
+    answer_format: Grammar | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    service_tier: str = "standard"
