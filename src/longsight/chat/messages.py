@@ -15,7 +15,7 @@ PARAGRAPH = "\n\n"
 MAX_NAME = 256
 _BAD_NAME = re.compile(r'[\s"<>\]\[]')
 # Thinking as clients send it back inside the content: M3's own tags, or the plain ones that most protocols show.
-_INLINE = re.compile(r"\s*<(mm:)?think>(.*?)</\1think>\n*", re.DOTALL)
+_INLINE = re.compile(r"\s*<((?:mm:)?)think>(.*?)</\1think>\n*", re.DOTALL)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ MARKERS = (
 )
 
 
+RESERVED = ("messages", "tools", "add_generation_prompt")  # what a template is given by us alone
+
+
 @dataclass(frozen=True)
 class Prompt:
     """start: the section that the prompt leaves open, for the parser of the answer."""
@@ -55,10 +58,10 @@ class ChatFormat:
         if self._template is None:
             text = own_format.render(quoted, declared, thinking)
         else:
-            given = {"tools": [{"type": "function", "function": t.function} for t in declared]} if declared else {}
-            text = self._template.render(
-                [_plain(m) for m in quoted], **{**(options or {}), **given, "thinking_mode": thinking}
-            )
+            given = {name: value for name, value in (options or {}).items() if name not in RESERVED}
+            if declared:
+                given["tools"] = [{"type": "function", "function": t.function} for t in declared]
+            text = self._template.render([_plain(m) for m in quoted], **{**given, "thinking_mode": thinking})
         start: Start = "undecided"
         if text.endswith(markup.THINK):
             start = "reasoning"

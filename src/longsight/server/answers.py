@@ -36,18 +36,24 @@ class Piece:
 
 @dataclass
 class Choice:
-    """One answer under way. parser None: the text is all there is to it (text completions)."""
+    """One answer under way.
+
+    parser None: the text is all there is to it (text completions). stop: strings that end the content. max_calls:
+    further calls are left out. end_think_id: the token that closes the thinking, where it is one.
+    """
 
     request: Request
     index: int
     parser: OutputParser | None = None
     stop: Sequence[str] = ()
     end_think_id: int | None = None
+    max_calls: int | None = None
     tokens: int = 0
     reasoning_tokens: int = 0
     calls: int = 0
     finish: Finish | None = None
     stop_string: str | None = None
+    _undecided: int = 0  # tokens that may prove to be the opener of the thinking
     _scanner: StopScanner = field(init=False)
     _waiting: list[Event] = field(default_factory=list)
     _logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -94,6 +100,8 @@ class Choice:
         events = self.parser.push(update.text) if update.text else []
         if update.finish_reason is not None:
             events += self.parser.finish()
+        if self.max_calls is not None:
+            events = [e for e in events if isinstance(e, Content | Reasoning) or e.index < self.max_calls]
         if not self.stop:
             self.calls += sum(isinstance(e, CallEnd) for e in events)
             return events
@@ -136,8 +144,11 @@ class Choice:
         if self.parser is None or before == "content":
             return
         after = self.parser.section
-        if after == "reasoning":
-            self.reasoning_tokens += count
+        if after == "undecided":
+            self._undecided += count
+        elif after == "reasoning":
+            self.reasoning_tokens += self._undecided + count
+            self._undecided = 0
         elif before == "reasoning":
             closer = self.end_think_id
             place = update.tokens.index(closer) + 1 if closer is not None and closer in update.tokens else count

@@ -70,7 +70,7 @@ def turn_of(fields: ChatFields, service: Service) -> Turn:
         thinking=_thinking(fields),
         stop=params.stop,
         answer_format=answer_format(fields.response_format),
-        template_options=_template_options(fields),
+        template_options=fields.chat_template_kwargs or {},
         service_tier=TIERS.get(tier, "standard"),
     )
 
@@ -95,11 +95,6 @@ def _thinking(fields: ChatFields) -> Thinking:
     if "enable_thinking" in given:
         return "enabled" if given["enable_thinking"] else "disabled"
     return "disabled" if fields.reasoning_effort == "none" else "adaptive"
-
-
-def _template_options(fields: ChatFields) -> dict[str, Any]:
-    given = fields.chat_template_kwargs or {}
-    return {k: v for k, v in given.items() if k not in ("messages", "add_generation_prompt", "thinking_mode")}
 
 
 async def collect(exchange: Exchange) -> list[Answer]:

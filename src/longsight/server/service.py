@@ -21,6 +21,8 @@ from longsight.server.gate import Gate
 from longsight.server.turn import Turn
 from longsight.server.usage import Meter, UsageRecord
 
+PRIORITIES = {"priority": -1, "standard": 0}  # lower goes first
+
 
 class Tokenizer(PromptTokenizer, Protocol):
     """What the server needs of a tokenizer."""
@@ -69,9 +71,9 @@ class Service:
             return asked
         return max(min(default, self.driver.engine.max_model_len - prompt_tokens), 1)
 
-    def requests(self, tokens: Sequence[int], params: SamplingParams) -> list[Request]:
+    def requests(self, tokens: Sequence[int], params: SamplingParams, tier: str = "standard") -> list[Request]:
         """One request per answer to a prompt, checked and its grammar compiled: on a worker thread, as parsing is."""
-        requests = requests_for(tokens, params)
+        requests = requests_for(tokens, params, priority=PRIORITIES.get(tier, 0))
         for request in requests:
             self.driver.engine.check(request)
         return requests
@@ -100,8 +102,9 @@ class Service:
                 OutputParser(prompt.start, known, calls=bool(called) and turn.tool_choice.kind != "none"),
                 turn.stop,
                 end_think_id(self.tokenizer.added_tokens),
+                None if turn.parallel_calls else 1,
             )
-            for i, request in enumerate(self.requests(prompt.tokens, params))
+            for i, request in enumerate(self.requests(prompt.tokens, params, turn.service_tier))
         ]
 
     def _grammar(self, turn: Turn, start: Start) -> Grammar | None:
