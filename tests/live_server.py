@@ -55,6 +55,7 @@ def live_server(
     max_running: int = 4,
     max_queue: int = 8,
     template: str | None = TEMPLATE,
+    speculate: bool = True,
     **service_options: Any,
 ) -> Iterator[LiveServer]:
     model = model or LookupModel()
@@ -65,6 +66,7 @@ def live_server(
         kv_bytes=pages * model.config.page_bytes(),
         chunk_tokens=chunk_tokens,
         max_running=max_running,
+        speculate=speculate,
         grammars=byte_grammars(),
     )
     driver = EngineDriver(engine, max_queue=max_queue)
