@@ -130,7 +130,7 @@ class ScriptedModel(FakeModel):
     def next(self, context: list[int]) -> int:
         text = bytes(t for t in context if t < EOS)
         begin = text.rfind(OPENED) + len(OPENED)
-        prompt = text[:begin].decode()
+        prompt = text[:begin].decode(errors="replace")
         if prompt not in self._answers:
             self.prompts.append(prompt)
             self._answers[prompt] = self.script(prompt).encode()

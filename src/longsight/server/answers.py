@@ -138,8 +138,8 @@ class Choice:
                 self._waiting.append(event)
 
     def _count(self, update: Update, before: str) -> None:
-        """Tokens up to and including the one that closes the thinking are reasoning; where the closer is several tokens,
-        those that came in the same step count too."""
+        """Tokens up to and including the one that closes the thinking are reasoning; where the closer is several
+        tokens, those that came in the same step count too."""
         count = len(update.tokens)
         self.tokens += count
         if self.parser is None or before == "content":
