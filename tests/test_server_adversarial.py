@@ -24,7 +24,10 @@ from longsight.server.service import Service
 
 CASES = int(os.environ.get("LONGSIGHT_ADVERSARIAL_CASES", "10000"))
 AT_ONCE = 16
-SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "integer"}}}}
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "integer"}}},
+}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": "x"}'}}
 
 CHAT: dict[str, Any] = {
@@ -121,9 +124,11 @@ def broken(body: dict[str, Any], rng: random.Random) -> Any:
             case 2:
                 place[last] = {rng.choice(["type", "x", "content"]): place[last]}
             case 3 if isinstance(place, dict):
-                place[rng.choice(["__proto__", "extra", "messages", "prompt", "n", "echo"])] = rng.choice(ODD)
+                place[rng.choice(["__proto__", "extra", "messages", "prompt", "n", "echo"])] = copy.deepcopy(
+                    rng.choice(ODD)
+                )
             case _:
-                place[last] = rng.choice(ODD)
+                place[last] = copy.deepcopy(rng.choice(ODD))
     return body
 
 

@@ -205,7 +205,7 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
         ({"min_p": 1.5}, "min_p", "from 0 to 1"),
         ({"presence_penalty": 3}, "presence_penalty", "from -2 to 2"),
         ({"frequency_penalty": -2.5}, "frequency_penalty", "from -2 to 2"),
-        ({"repetition_penalty": 0}, "repetition_penalty", "positive"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "from 0.01 to 100"),
         ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "from 0 to max_tokens"),
         ({"logit_bias": {"a": 1}}, "logit_bias", 'names "a"; its keys must be token ids'),
         ({"logit_bias": {"3": 101}}, "logit_bias", "from -100 to 100"),

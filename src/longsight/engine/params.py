@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -65,8 +64,9 @@ class SamplingParams:
         _check(self.top_k >= 0, "top_k", self.top_k, "an integer of at least 0 (0 = no limit)")
         _check(0 <= self.min_p <= 1, "min_p", self.min_p, "a number from 0 to 1")
         _check(0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, "from 0 to max_tokens")
-        good = 0 < self.repetition_penalty < math.inf
-        _check(good, "repetition_penalty", self.repetition_penalty, "a positive number")
+        # Beyond these bounds logits overflow, and what is drawn from them means nothing.
+        good = 0.01 <= self.repetition_penalty <= 100
+        _check(good, "repetition_penalty", self.repetition_penalty, "a number from 0.01 to 100")
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             _check(-2 <= value <= 2, name, value, "a number from -2 to 2")

@@ -20,6 +20,7 @@ from longsight.server.chat_completions import chat_completions
 from longsight.server.completions import completions
 from longsight.server.errors import as_api_error, on_error, on_http_exception
 from longsight.server.openai import model_card
+from longsight.server.openapi import openapi
 from longsight.server.service import Service
 
 
@@ -29,6 +30,7 @@ def create_app(service: Service) -> Starlette:
         routes=[
             Route("/", root),
             Route("/health", health),
+            Route("/openapi.json", openapi),
             Route("/v1/models", models),
             Route("/v1/models/{model:path}", model),
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
