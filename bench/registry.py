@@ -24,6 +24,7 @@ NAMES = (
     "small_memory",
     "serving",
     "load",
+    "http_load",
 )
 
 
