@@ -89,7 +89,12 @@ def main() -> None:
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", ws="none", backlog=2048)
     server = uvicorn.Server(config)
     print(listener.getsockname()[1], flush=True)
-    threading.Thread(target=lambda: (sys.stdin.read(), setattr(server, "should_exit", True)), daemon=True).start()
+
+    def stop_with_the_bench() -> None:
+        sys.stdin.read()
+        server.should_exit = True
+
+    threading.Thread(target=stop_with_the_bench, daemon=True).start()
     server.run(sockets=[listener])
 
 

@@ -10,9 +10,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from longsight import __version__
-from longsight.server.schema import ChatFields, CompletionFields
+from longsight.server.schema import ChatFields, CommonFields, CompletionFields
 
-BODIES = {"/v1/chat/completions": ChatFields, "/v1/completions": CompletionFields}
+BODIES: Mapping[str, type[CommonFields]] = {
+    "/v1/chat/completions": ChatFields,
+    "/v1/completions": CompletionFields,
+}
 # Routes whose bodies are checked by hand, and what is sure about them.
 OBJECTS: Mapping[str, tuple[str, ...]] = {
     "/v1/responses": ("model", "input"),
