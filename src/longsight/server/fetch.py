@@ -6,6 +6,7 @@ resolves to something else a moment later changes nothing. Redirects are followe
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import zlib
@@ -127,6 +128,9 @@ def _parse(url: str) -> httpx.URL:
 
 
 def _checked(url: httpx.URL) -> httpx.URL:
+    # The parser takes much for a host; only a name or an address is one.
+    if not re.fullmatch(rb"[A-Za-z0-9._-]*|[0-9A-Fa-f:.]+", url.raw_host):
+        raise FetchRefusedError("the URL's host cannot be read as a name or an address")
     if url.scheme not in PORTS or not url.host:
         where = f"{url.host}: " if url.host else ""
         raise FetchRefusedError(f"{where}the URL's scheme is {url.scheme!r}; http and https with a host are accepted")
