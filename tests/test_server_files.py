@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import openai
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from live_server import LiveServer, live_server
+from live_server import LiveServer, live_server, wait_for
 from longsight.server.file_errors import FileMissingError, FilePurposeError, FileReferenceError, FileStoreError
 from longsight.server.file_store import DAY, ID_LIMIT, VIDEO, FileLimits, FileStore, StoredFile, file_id_of
 from longsight.server.identity import Caller
@@ -328,7 +328,8 @@ def test_owners_see_their_own_and_scopes_are_needed(store: FileStore) -> None:
         assert error["type"] == "permission_error"
         assert "'files'" in error["message"]
         assert "'files'" in native_error(ask("c", "POST", "/v1/files/upload", **upload), 2061)
-        assert error_of(ask("c", "POST", "/v1/files", **upload), 403)
+        big = {"data": {"purpose": "user_data"}, "files": {"file": ("x", b"x" * 60 * MB)}}
+        assert error_of(ask("c", "POST", "/v1/files", **big), 403)
 
 
 def test_types_are_told_from_bytes(store: FileStore) -> None:
@@ -400,7 +401,6 @@ def test_the_directory_outlives_the_server_and_is_taken_once(tmp_path: Path, clo
         old = put(store, "o", MP4, VIDEO)
         with pytest.raises(FileStoreError, match="in use by another process"):
             FileStore(tmp_path)
-    assert tmp_path.stat().st_mode & 0o777
     (store.content / str(kept[1].id)).write_bytes(b"cu")
     (store.content / str(kept[2].id)).unlink()
     (store.content / "12345").write_bytes(b"no row speaks of this")
@@ -410,7 +410,11 @@ def test_the_directory_outlives_the_server_and_is_taken_once(tmp_path: Path, clo
         assert list(store.list("o")) == [kept[0]]
         assert left(store) == ([str(kept[0].id)], [])
         assert old.id not in store.index.sizes()
-        assert replace(store.get("o", kept[0].id)) == kept[0]
+
+
+def test_files_are_for_the_servers_user_alone(tmp_path: Path) -> None:
+    with FileStore(tmp_path / "new"):
+        assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
@@ -435,8 +439,6 @@ def test_a_client_that_goes_away_leaves_nothing(server: LiveServer, store: FileS
 
     with pytest.raises(InterruptedError):
         httpx.post(f"{server.url}/v1/files", content=broken(), headers=HEADERS)
-    from live_server import wait_for
-
     wait_for(lambda: left(store) == ([], []))
 
 
@@ -554,3 +556,34 @@ def test_a_crash_at_any_step_leaves_all_or_nothing(tmp_path: Path) -> None:
             for file in found:
                 with store.open_content("o", file.id)[1] as content:
                     assert content.read() == b"x" * 100_000
+
+
+def test_uploads_at_the_same_time(client: openai.OpenAI, store: FileStore) -> None:
+    def upload(i: int) -> bool:
+        content = bytes([i]) * 1_500_000
+        file = client.files.create(file=(f"{i}", content), purpose="user_data")
+        return client.files.content(file.id).read() == content
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(upload, range(24)))
+    assert sorted(int(f.filename) for f in store.list("anonymous")) == list(range(24))
+
+
+def test_the_documents_examples(tmp_path: Path) -> None:
+    """Every command of docs/files.md, in a shell and a Python of their own."""
+    text = (Path(__file__).parents[1] / "docs" / "files.md").read_text()
+    blocks = re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
+    assert [language for language, _ in blocks] == ["sh", "python"]
+    (tmp_path / "clip.mp4").write_bytes(MP4)
+    (tmp_path / "picture.png").write_bytes(PNG)
+    output = []
+    with FileStore(tmp_path / "files") as store, live_server(files=store) as server:
+        for language, code in blocks:
+            command = {"sh": ["bash", "-ec"], "python": [sys.executable, "-c"]}[language]
+            code = code.replace("http://127.0.0.1:8000", server.url)
+            done = subprocess.run([*command, code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 0, done.stderr
+            output.append(done.stdout)
+        assert output[0].count('"status_code":0') == 2
+        assert output[1].split() == [*output[1].split()[:1], str(len(PNG)), "picture.png", str(len(PNG))]
+        assert [f.filename for f in store.list("anonymous")] == ["picture.png", "clip.mp4"]

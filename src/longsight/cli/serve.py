@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import socket
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 from longsight.cli.options import (
     Loaded,
@@ -102,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
     path = model_path(args)
     defaults, template = SamplingDefaults.from_checkpoint(path), ChatTemplate.from_checkpoint(path)
     with ExitStack() as stack:
+        stack.enter_context(unwinding_on_sigterm())
         listener = stack.enter_context(listen(args.host, args.port))
         # Without a directory of its own, what clients upload is nobody's to keep when the server ends, and two servers
         # on one machine do not contend for one place.
@@ -129,6 +133,20 @@ def run(args: argparse.Namespace) -> int:
         finally:
             driver.close(SHUTDOWN_SECONDS)
     return 0
+
+
+@contextmanager
+def unwinding_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends the program as an exception does, so that what it holds is given back."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_until_signal(app: ASGIApp, listener: socket.socket, driver: EngineDriver) -> None:

@@ -23,7 +23,7 @@ from longsight.server.file_errors import FileMissingError
 from longsight.server.file_index import StoredFile
 from longsight.server.file_store import FileStore, as_file_id
 from longsight.server.identity import caller_of, require_scope
-from longsight.server.upload import receive
+from longsight.server.upload import drain, receive
 
 if TYPE_CHECKING:
     from longsight.server.service import Service
@@ -50,7 +50,7 @@ def store_of(request: Request) -> tuple[FileStore, str]:
 
 
 async def create(request: Request) -> Response:
-    return JSONResponse(_openai(await receive(request, *store_of(request))))
+    return JSONResponse(_openai(await _receive(request)))
 
 
 async def index(request: Request) -> Response:
@@ -132,7 +132,7 @@ def native(handler: Handler) -> Handler:
 
 @native
 async def native_upload(request: Request) -> Response:
-    file = await receive(request, *store_of(request))
+    file = await _receive(request)
     return JSONResponse({"file": _native(file), **_base()})
 
 
@@ -190,6 +190,15 @@ def _native(file: StoredFile) -> dict[str, Any]:
 
 def _base(code: int = 0, message: str = "success") -> dict[str, Any]:
     return {"base_resp": {"status_code": code, "status_msg": message}}
+
+
+async def _receive(request: Request) -> StoredFile:
+    try:
+        store, owner = store_of(request)
+    except ApiError:
+        await drain(request.stream())
+        raise
+    return await receive(request, store, owner)
 
 
 async def _content(request: Request, value: object) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 from starlette.requests import ClientDisconnect, Request
 
 from longsight.server.body import DRAIN_BYTES, ClientGoneError
@@ -23,8 +23,7 @@ SHORTEST, LONGEST = 3600, 30 * 24 * 3600  # seconds, of the protocol
 
 
 async def receive(request: Request, store: FileStore, owner: str) -> StoredFile:
-    """Store the part `file` of the request's form. A refused upload is read on, within bounds, so that the client
-    is there to hear why. Raises ApiError, FileStoreError, or ClientGoneError."""
+    """Store the part `file` of the request's form. Raises ApiError, FileStoreError, or ClientGoneError."""
     upload = await to_thread.run_sync(store.begin, owner)
     stream = request.stream()
     try:
@@ -35,10 +34,11 @@ async def receive(request: Request, store: FileStore, owner: str) -> StoredFile:
     except ClientDisconnect as error:
         raise ClientGoneError from error
     except ApiError:
-        await _drain(stream)
+        await drain(stream)
         raise
     finally:
-        upload.abort()
+        with CancelScope(shield=True):
+            await to_thread.run_sync(upload.abort)
 
 
 async def _fill(form: AsyncIterator[Piece], upload: Upload) -> tuple[str, dict[str, str]]:
@@ -85,7 +85,8 @@ async def _counted(stream: AsyncIterator[bytes], request: Request, limit: int) -
         yield chunk
 
 
-async def _drain(stream: AsyncIterator[bytes]) -> None:
+async def drain(stream: AsyncIterator[bytes]) -> None:
+    """Read what a refused client still sends, within bounds: else many report a broken connection, not the refusal."""
     received = 0
     with suppress(ClientDisconnect):
         async for chunk in stream:
