@@ -11,7 +11,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,14 @@ def test_a_file_over_the_limit(http: httpx.Client, store: FileStore, chunked: bo
     assert left(store) == ([], [])
     assert send(2 * MB).json()["bytes"] == 2 * MB
     assert "1000 bytes" in error_of(send(1001, b"image"), 413)["message"]
+
+
+def test_a_client_that_sends_all_before_it_listens_hears_the_refusal(server: LiveServer) -> None:
+    body = form(("purpose", b"user_data"), ("file", b"x" * 60 * MB))
+    connection = HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+    with closing(connection):
+        connection.request("POST", "/v1/files", body, HEADERS)
+        assert connection.getresponse().status == 413
 
 
 def test_other_methods_and_servers_without_files(http: httpx.Client) -> None:
