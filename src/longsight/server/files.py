@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import wraps
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
@@ -50,10 +51,12 @@ def store_of(request: Request) -> tuple[FileStore, str]:
 
 
 async def create(request: Request) -> Response:
+    """Store a file: a multipart form with purpose and file."""
     return JSONResponse(_openai(await _receive(request)))
 
 
 async def index(request: Request) -> Response:
+    """The caller's files in pages: after, limit, order, purpose."""
     store, owner = store_of(request)
     query = request.query_params
     order, limit, after = query.get("order", "desc"), query.get("limit", str(MAX_LIST)), query.get("after")
@@ -84,11 +87,13 @@ async def index(request: Request) -> Response:
 
 
 async def retrieve(request: Request) -> Response:
+    """What is known of a file."""
     store, owner = store_of(request)
     return JSONResponse(_openai(await to_thread.run_sync(store.get, owner, as_file_id(request.path_params["id"]))))
 
 
 async def remove(request: Request) -> Response:
+    """Delete a file."""
     store, owner = store_of(request)
     number = as_file_id(request.path_params["id"])
     await to_thread.run_sync(store.delete, owner, number)
@@ -96,6 +101,7 @@ async def remove(request: Request) -> Response:
 
 
 async def content(request: Request) -> Response:
+    """A file's bytes."""
     return await _content(request, request.path_params["id"])
 
 
@@ -116,6 +122,7 @@ def _openai(file: StoredFile) -> dict[str, Any]:
 def native(handler: Handler) -> Handler:
     """Errors become HTTP 200 with a base_resp."""
 
+    @wraps(handler)
     async def endpoint(request: Request) -> Response:
         try:
             return await handler(request)
@@ -132,12 +139,14 @@ def native(handler: Handler) -> Handler:
 
 @native
 async def native_upload(request: Request) -> Response:
+    """Store a file: a multipart form with purpose and file. Errors here and below: 200 with a base_resp."""
     file = await _receive(request)
     return JSONResponse({"file": _native(file), **_base()})
 
 
 @native
 async def native_list(request: Request) -> Response:
+    """The caller's files of one purpose."""
     store, owner = store_of(request)
     purpose = _required(request.query_params, "purpose")
     files = await to_thread.run_sync(lambda: store.list(owner, purpose=purpose))
@@ -146,6 +155,7 @@ async def native_list(request: Request) -> Response:
 
 @native
 async def native_retrieve(request: Request) -> Response:
+    """What is known of the file file_id."""
     store, owner = store_of(request)
     file = await to_thread.run_sync(store.get, owner, as_file_id(_required(request.query_params, "file_id")))
     url = request.url_for("native_content").include_query_params(file_id=file.id)
@@ -154,11 +164,13 @@ async def native_retrieve(request: Request) -> Response:
 
 @native
 async def native_content(request: Request) -> Response:
+    """The bytes of the file file_id."""
     return await _content(request, _required(request.query_params, "file_id"))
 
 
 @native
 async def native_delete(request: Request) -> Response:
+    """Delete the file that the JSON body names by file_id."""
     store, owner = store_of(request)
     try:
         body = json.loads(await read_text(request, DELETE_BODY))
@@ -234,7 +246,7 @@ routes = [
     Route("/v1/files/upload", native_upload, methods=["POST"]),
     Route("/v1/files/list", native_list),
     Route("/v1/files/retrieve", native_retrieve),
-    Route("/v1/files/retrieve_content", native_content, name="native_content"),
+    Route("/v1/files/retrieve_content", native_content),
     Route("/v1/files/delete", native_delete, methods=["POST"]),
     Route("/v1/files", create, methods=["POST"]),
     Route("/v1/files", index),
