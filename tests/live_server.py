@@ -11,6 +11,7 @@ from typing import Any
 
 import openai
 import uvicorn
+from starlette.types import ASGIApp
 
 from fake_model import ByteTokenizer, FakeModel, LookupModel, byte_grammars
 from longsight.chat.template import ChatTemplate
@@ -56,6 +57,7 @@ def live_server(
     max_queue: int = 8,
     template: str | None = TEMPLATE,
     speculate: bool = True,
+    wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     **service_options: Any,
 ) -> Iterator[LiveServer]:
     model = model or LookupModel()
@@ -72,7 +74,7 @@ def live_server(
     driver = EngineDriver(engine, max_queue=max_queue)
     chat_template = ChatTemplate(template) if template is not None else None
     service = Service(driver, tokenizer, "tiny", chat_template, **service_options)
-    server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="critical", lifespan="off", ws="none"))
+    server = uvicorn.Server(uvicorn.Config(wrap(create_app(service)), log_level="critical", lifespan="off", ws="none"))
     listener = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

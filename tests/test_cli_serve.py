@@ -86,6 +86,25 @@ def ignore_errors(url: str, body: dict[str, object]) -> None:
         httpx.post(url, json=body, timeout=60)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_files_go_with_the_server_unless_told_where_to_stay(
+    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary, files = tmp_path / "tmp", tmp_path / "files"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with serve(*(["--files-dir", str(files)] if kept else []), "--max-model-len", "1000") as (process, url):
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+            file = client.files.create(file=("a.jsonl", b"{}"), purpose="batch")
+        number = file.id.removeprefix("file-")
+        assert len(list(temporary.glob(f"longsight-files-*/content/{number}"))) == (not kept)
+        # What service managers send; Ctrl-C is above.
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 128 + signal.SIGTERM
+    assert list(temporary.glob("longsight-files-*")) == []
+    assert (files / "content" / number).exists() == kept
+
+
 def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

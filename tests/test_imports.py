@@ -13,7 +13,10 @@ import longsight
 
 ROOT = Path(longsight.__file__).parent
 ORDER = ("ops", "model", "engine", "chat", "server", "cli")
-EXTRAS = ("starlette", "uvicorn", "pydantic", "jinja2", "openai", "matplotlib", "psutil", "transformers", "gguf")
+EXTRAS = (
+    *("starlette", "uvicorn", "pydantic", "jinja2", "python_multipart", "sqlalchemy", "httpx"),
+    *("openai", "matplotlib", "psutil", "transformers", "gguf"),
+)
 
 
 def imported_packages(path: Path) -> set[str]:

@@ -28,6 +28,7 @@ MiniMax-M3-style models with exact sparse attention, on the hardware you have.
 # Modules that only some commands need, and what installs them.
 SERVER, DEMO = "longsight[server]", "longsight[demo]"
 EXTRAS = {"starlette": SERVER, "uvicorn": SERVER, "pydantic": SERVER, "jinja2": SERVER, "anyio": SERVER}
+EXTRAS |= {"python_multipart": SERVER, "sqlalchemy": SERVER, "httpx": SERVER}
 EXTRAS |= {"openai": DEMO, "matplotlib": DEMO}
 
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import socket
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 from longsight.cli.options import (
     Loaded,
@@ -35,8 +41,8 @@ then, from Python:
   client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="unused")
   print(client.completions.create(model="longsight", prompt="abcabcabcabcabcabcab", max_tokens=6, temperature=0))
 
-/v1/chat/completions, /v1/completions, /v1/models, /health. There is no authentication: bind to other addresses than
-this machine's own only behind something that has it.
+/v1/chat/completions, /v1/completions, /v1/models, /v1/files, /health. There is no authentication: bind to other
+addresses than this machine's own only behind something that has it.
 """
 SHUTDOWN_SECONDS = 3
 BUILT_IN_ID = "longsight"
@@ -66,29 +72,81 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--max-body", type=byte_size, default=64 * 2**20, metavar="SIZE", help="of a request (default 64MiB)"
     )
+    parser.add_argument(
+        "--files-dir",
+        type=Path,
+        metavar="DIR",
+        help="keep uploaded files in this directory; default: a temporary one, removed when the server ends",
+    )
+    parser.add_argument(
+        "--allow-private-urls",
+        action="store_true",
+        help="fetch images and videos by URL from private addresses too, as of this machine and its network",
+    )
+    parser.add_argument(
+        "--allow-url-host",
+        action="append",
+        default=[],
+        type=str.lower,
+        metavar="HOST",
+        help="fetch by URL from this host whatever its address is; may be given several times",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from longsight.chat.template import ChatTemplate
     from longsight.engine import EngineDriver, SamplingDefaults
     from longsight.server.app import create_app
+    from longsight.server.fetch import FetchLimits
+    from longsight.server.file_store import FileStore
     from longsight.server.listen import listen
     from longsight.server.service import Service
 
     path = model_path(args)
     defaults, template = SamplingDefaults.from_checkpoint(path), ChatTemplate.from_checkpoint(path)
-    with listen(args.host, args.port) as listener:
+    with ExitStack() as stack:
+        stack.enter_context(unwinding_on_sigterm())
+        listener = stack.enter_context(listen(args.host, args.port))
+        # Without a directory of its own, what clients upload is nobody's to keep when the server ends, and two servers
+        # on one machine do not contend for one place.
+        files_dir = args.files_dir or Path(stack.enter_context(TemporaryDirectory(prefix="longsight-files-")))
+        files = stack.enter_context(FileStore(files_dir))
         loaded = load(path, args)
         engine = build_engine(loaded, args, args.max_running)
         model_id = args.model_id or (path.resolve().name if args.model else BUILT_IN_ID)
         driver = EngineDriver(engine, max_queue=args.max_queue)
-        service = Service(driver, loaded.tokenizer, model_id, template, defaults, body_limit=args.max_body)
+        service = Service(
+            driver,
+            loaded.tokenizer,
+            model_id,
+            template,
+            defaults,
+            body_limit=args.max_body,
+            files=files,
+            fetch_limits=FetchLimits(
+                allow_private=args.allow_private_urls, allowed_hosts=frozenset(args.allow_url_host)
+            ),
+        )
         announce(listener, model_id, loaded, engine)
         try:
             run_until_signal(create_app(service), listener, driver)
         finally:
             driver.close(SHUTDOWN_SECONDS)
     return 0
+
+
+@contextmanager
+def unwinding_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends the program as an exception does, so that what it holds is given back."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_until_signal(app: ASGIApp, listener: socket.socket, driver: EngineDriver) -> None:

@@ -19,6 +19,7 @@ from longsight.server.body import ClientGoneError
 from longsight.server.chat_completions import chat_completions
 from longsight.server.completions import completions
 from longsight.server.errors import as_api_error, on_error, on_http_exception
+from longsight.server.files import routes as file_routes
 from longsight.server.openai import model_card
 from longsight.server.openapi import openapi
 from longsight.server.service import Service
@@ -35,6 +36,7 @@ def create_app(service: Service) -> Starlette:
             Route("/v1/models/{model:path}", model),
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/v1/completions", completions, methods=["POST"]),
+            *file_routes,
         ],
         middleware=[Middleware(Envelope)],
         exception_handlers={

@@ -17,6 +17,8 @@ from longsight.engine import EngineDriver, Grammar, Request, SamplingDefaults, S
 from longsight.engine.request import requests_for
 from longsight.server.answers import Choice, end_think_id
 from longsight.server.errors import ApiError
+from longsight.server.fetch import FetchLimits
+from longsight.server.file_store import FileStore
 from longsight.server.gate import Gate
 from longsight.server.turn import Turn
 from longsight.server.usage import Meter, UsageRecord
@@ -39,6 +41,7 @@ class Service:
     body_limit: bytes. keep_alive: seconds of silence after which a stream says that it lives. reasoning_format: where
     chat completions put the thinking if the request doesn't say, apart or inline in the content. gate: who may go in;
     meter: keeps the records of what was used; observers: told of each request once it is over.
+    files: uploads; their routes answer 404 without. fetch_limits: for what requests name by URL.
     """
 
     driver: EngineDriver
@@ -55,6 +58,8 @@ class Service:
     gate: Gate | None = None
     meter: Meter | None = None
     observers: list[Callable[[UsageRecord], None]] = field(default_factory=list)
+    files: FileStore | None = None
+    fetch_limits: FetchLimits = field(default_factory=FetchLimits)
 
     @cached_property
     def chat_format(self) -> ChatFormat:
