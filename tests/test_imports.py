@@ -13,7 +13,19 @@ import longsight
 
 ROOT = Path(longsight.__file__).parent
 ORDER = ("ops", "model", "engine", "chat", "server", "cli")
-EXTRAS = ("starlette", "uvicorn", "pydantic", "jinja2", "openai", "matplotlib", "psutil", "transformers", "gguf")
+EXTRAS = (
+    "starlette",
+    "uvicorn",
+    "pydantic",
+    "jinja2",
+    "openai",
+    "matplotlib",
+    "psutil",
+    "transformers",
+    "gguf",
+    "sqlalchemy",
+    "anthropic",
+)
 
 
 def imported_packages(path: Path) -> set[str]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longsight.cli.options import (
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from longsight.engine import Engine, EngineDriver
+    from longsight.server.auth import Authenticator
+    from longsight.server.limits import Limits
+
+log = logging.getLogger("longsight")
 
 EXAMPLES = """\
 examples:
@@ -35,8 +42,12 @@ then, from Python:
   client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="unused")
   print(client.completions.create(model="longsight", prompt="abcabcabcabcabcabcab", max_tokens=6, temperature=0))
 
-/v1/chat/completions, /v1/completions, /v1/models, /health. There is no authentication: bind to other addresses than
-this machine's own only behind something that has it.
+with API keys and limits (without --auth or --api-key, nobody is asked for a key and no rate is limited):
+  longsight keys create alice --auth keys.db         shows the new key once
+  longsight serve --auth keys.db --limit rpm=60 --limit concurrency=4
+  LONGSIGHT_API_KEY=... longsight serve              one key for everything, without a database
+
+/v1/chat/completions, /v1/completions, /v1/models, /health.
 """
 SHUTDOWN_SECONDS = 3
 BUILT_IN_ID = "longsight"
@@ -63,8 +74,24 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--max-queue", type=positive, default=256, metavar="N", help="requests that may wait (default 256)"
     )
+    parser.add_argument("--max-body", type=byte_size, metavar="SIZE", help="of a request (default 64MiB)")
     parser.add_argument(
-        "--max-body", type=byte_size, default=64 * 2**20, metavar="SIZE", help="of a request (default 64MiB)"
+        "--auth",
+        metavar="DB",
+        help="ask for API keys of this database: a path, or an SQLAlchemy URL (default: LONGSIGHT_AUTH, if set)",
+    )
+    parser.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help="ask for this API key, which may do everything; better in LONGSIGHT_API_KEY, as others see arguments",
+    )
+    parser.add_argument("--limits", type=Path, metavar="FILE", help="a TOML file with a table [limits]")
+    parser.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one limit, over what the file says; may be repeated (keys: docs/limits.md)",
     )
 
 
@@ -72,9 +99,11 @@ def run(args: argparse.Namespace) -> int:
     from longsight.chat.template import ChatTemplate
     from longsight.engine import EngineDriver, SamplingDefaults
     from longsight.server.app import create_app
+    from longsight.server.gate import RateGate
     from longsight.server.listen import listen
     from longsight.server.service import Service
 
+    authenticator, limits = build_authenticator(args), load_limits(args)
     path = model_path(args)
     defaults, template = SamplingDefaults.from_checkpoint(path), ChatTemplate.from_checkpoint(path)
     with listen(args.host, args.port) as listener:
@@ -82,13 +111,51 @@ def run(args: argparse.Namespace) -> int:
         engine = build_engine(loaded, args, args.max_running)
         model_id = args.model_id or (path.resolve().name if args.model else BUILT_IN_ID)
         driver = EngineDriver(engine, max_queue=args.max_queue)
-        service = Service(driver, loaded.tokenizer, model_id, template, defaults, body_limit=args.max_body)
+        service = Service(
+            driver,
+            loaded.tokenizer,
+            model_id,
+            template,
+            defaults,
+            body_limit=limits.body_bytes,
+            limits=limits,
+            gate=RateGate(limits),
+            authenticator=authenticator,
+        )
         announce(listener, model_id, loaded, engine)
+        if warning := limits.floor_warning(engine.max_model_len):
+            log.warning(warning)
         try:
             run_until_signal(create_app(service), listener, driver)
         finally:
             driver.close(SHUTDOWN_SECONDS)
     return 0
+
+
+def build_authenticator(args: argparse.Namespace) -> Authenticator | None:
+    """What checks API keys, as the flags or the environment say; None: nobody is asked for one."""
+    from longsight.server.auth import StaticKey
+
+    key, database = args.api_key or os.environ.get("LONGSIGHT_API_KEY"), args.auth or os.environ.get("LONGSIGHT_AUTH")
+    static = StaticKey(key) if key else None
+    if not database:
+        return static
+    from longsight.server.keys import KeyStore
+    from longsight.server.stored_keys import StoredKeys
+
+    return StoredKeys(KeyStore(database), static)
+
+
+def load_limits(args: argparse.Namespace) -> Limits:
+    """Rates are limits of API keys: where no key is asked for, they are off unless the file or a flag sets them."""
+    from longsight.server.limits import Limits
+
+    base: dict[str, int | None] = {}
+    if not any((args.auth, args.api_key, os.environ.get("LONGSIGHT_AUTH"), os.environ.get("LONGSIGHT_API_KEY"))):
+        base = {"rpm": None, "tpm": None}
+    if args.max_body is not None:
+        base["body_bytes"] = args.max_body
+    return Limits.load(args.limits, args.limit, **base)
 
 
 def run_until_signal(app: ASGIApp, listener: socket.socket, driver: EngineDriver) -> None:
