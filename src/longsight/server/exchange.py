@@ -73,7 +73,8 @@ class Exchange:
         )
 
     def submit(self, choices: Sequence[Choice]) -> None:
-        """Give the answers to the engine. Raises ApiError 403 for a key that isn't for the model, 429 at the gate, or what the engine says."""
+        """Give the answers to the engine. Raises ApiError 403 for a key that is not for the model, 429 at the gate, or
+        what the engine says."""
         self.choices = choices
         require_model(self.caller, self.service.model_id, *self.service.aliases)
         if self.service.gate is not None:

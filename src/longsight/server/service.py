@@ -39,8 +39,9 @@ class Service:
     chat_template: the checkpoint's own; None for MiniMax-M3's format. aliases: other names of the model.
     chat_max_tokens: the length of a chat answer whose request doesn't say (its pages are reserved while it runs).
     body_limit: bytes. keep_alive: seconds of silence after which a stream says that it lives. reasoning_format: where
-    chat completions put the thinking if the request doesn't say, apart or inline in the content. authenticator: whose
-    API keys are asked for, None for nobody's; gate: who may go in; meter: keeps the records of what was used; observers: told of each request once it is over.
+    chat completions put the thinking if the request doesn't say, apart or inline in the content. limits: what a request
+    may take. authenticator: checks API keys, None: nobody is asked for one. gate: who may go in; meter: keeps the records
+    of what was used; observers: told of each request once it is over.
     """
 
     driver: EngineDriver
@@ -73,7 +74,8 @@ class Service:
         """Tokens of an answer: as many as asked for, else the default or what room there is."""
         most = self.limits.max_output_tokens
         if asked is not None:
-            if asked > most:
+            # What does not fit the context at all, the engine refuses with all the numbers.
+            if most < asked <= self.driver.engine.max_model_len:
                 raise invalid(f"max_tokens is {asked}; an answer can have {most} tokens here", "max_tokens")
             return asked
         return max(min(default, most, self.driver.engine.max_model_len - prompt_tokens), 1)
