@@ -130,8 +130,8 @@ def _list(store: KeyStore, args: argparse.Namespace) -> None:
     from rich.table import Table
 
     table = Table()
-    for column in ("id", "name", "organisation", "scopes", "models", "own limits", "created", "expires", "state"):
-        table.add_column(column, overflow="fold", no_wrap=column == "id")
+    for column in ("id", "name", "organisation", "may do", "expires", "state"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("id", "state"))
     for key in store.all():
         table.add_row(*_row(key))
     Console().print(table)
@@ -141,22 +141,13 @@ def _row(key: Key) -> list[str]:
     from rich.markup import escape
 
     limits = {"rpm": key.rpm, "tpm": key.tpm, "concurrency": key.concurrency}
-    cells = [
-        key.id,
-        key.name,
-        key.organisation,
-        ", ".join(key.scopes),
-        ", ".join(key.models),
-        ", ".join(f"{name} {value:,}" for name, value in limits.items() if value is not None),
-        _day(key.created),
-        _day(key.expires) if key.expires is not None else "never",
-        key.state(time.time()),
-    ]
+    may = [", ".join(key.scopes), *([f"models {', '.join(key.models)}"] if tuple(key.models) != ("*",) else [])]
+    may += [f"{name} {value:,}" for name, value in limits.items() if value is not None]
+    expires = "never"
+    if key.expires is not None:
+        expires = datetime.fromtimestamp(key.expires, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    cells = [key.id, key.name, key.organisation, "\n".join(may), expires, key.state(time.time())]
     return [escape(cell) for cell in cells]
-
-
-def _day(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _disable(store: KeyStore, args: argparse.Namespace) -> None:

@@ -40,8 +40,8 @@ class Service:
     chat_max_tokens: the length of a chat answer whose request doesn't say (its pages are reserved while it runs).
     body_limit: bytes. keep_alive: seconds of silence after which a stream says that it lives. reasoning_format: where
     chat completions put the thinking if the request doesn't say, apart or inline in the content. limits: what a request
-    may take. authenticator: checks API keys, None: nobody is asked for one. gate: who may go in; meter: keeps the records
-    of what was used; observers: told of each request once it is over.
+    may take. authenticator: checks API keys, None: nobody is asked for one. gate: who may go in; meter: keeps the
+    records of what was used; observers: told of each request once it is over.
     """
 
     driver: EngineDriver
