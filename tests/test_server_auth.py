@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +25,6 @@ from longsight.server.errors import ApiError
 from longsight.server.identity import SCOPES
 from longsight.server.keys import Key, KeyStore, KeyStoreError, NewKey, split
 from longsight.server.stored_keys import CACHE_SECONDS, StoredKeys
-from test_cli_serve import serve
 
 ASK: dict[str, Any] = {"model": "tiny", "prompt": "abcabc", "max_tokens": 2}
 
@@ -376,26 +373,3 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     sqlite3.connect(tmp_path / "empty.db").close()
     with pytest.raises(KeyStoreError, match="has no table of keys"):
         KeyStore(str(tmp_path / "empty.db"))
-
-
-def test_serve_with_keys_and_limits(tmp_path: Path, constructed: Path) -> None:
-    database = str(tmp_path / "keys.db")
-    command = [sys.executable, "-m", "longsight.cli.main", "keys", "create", "alice", "--auth", database]
-    text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
-    options = ("--auth", database, "--limit", "rpm=1", "--max-model-len", "4096", "--threads", "1")
-    with serve(*options) as (process, url):
-        fields: dict[str, Any] = {"model": "longsight", "prompt": "abcabcabc", "max_tokens": 2}
-        with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
-            with pytest.raises(openai.AuthenticationError):
-                client.completions.create(**fields)
-            client.api_key = text
-            (card,) = client.models.list()
-            assert card.model_dump()["guaranteed_context"] == 4096
-            client.completions.create(**fields)
-            with pytest.raises(openai.RateLimitError):
-                client.completions.create(**fields)
-        process.terminate()
-        assert process.stderr is not None
-        rest = process.stderr.read()
-        assert "WARNING: requests may have 4,096 tokens, less than the guaranteed context of 524,288" in rest
-        assert text not in rest

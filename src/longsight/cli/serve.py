@@ -123,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
             authenticator=authenticator,
         )
         announce(listener, model_id, loaded, engine)
+        if authenticator is None and not args.host.startswith("127.") and args.host not in ("localhost", "::1"):
+            log.warning(f"anyone who reaches {args.host} may use this server; --auth or --api-key asks for a key")
         if warning := limits.floor_warning(engine.max_model_len):
             log.warning(warning)
         try:
