@@ -69,7 +69,7 @@ def test_wrong_usage_is_one_line(arguments: list[str], words: str, capsys: pytes
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for module in [m for m in sys.modules if m.startswith("longsight.server")]:
+    for module in [m for m in sys.modules if m.startswith(("longsight.server", "longsight.chat"))]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert main(["serve", "--port", "0"]) == 1

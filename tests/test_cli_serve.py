@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -131,3 +132,26 @@ def test_what_cannot_be_served_is_one_line(
     assert err.startswith("longsight: error: ")
     assert words in err
     assert err.count("\n") == 1
+
+
+def test_serve_with_keys_and_limits(tmp_path: Path) -> None:
+    database = str(tmp_path / "keys.db")
+    command = [sys.executable, "-m", "longsight.cli.main", "keys", "create", "alice", "--auth", database]
+    text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+    options = ("--auth", database, "--limit", "rpm=1", "--max-model-len", "4096", "--threads", "1")
+    with serve(*options) as (process, url):
+        fields: dict[str, Any] = {"model": "longsight", "prompt": "abcabcabc", "max_tokens": 2}
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+            with pytest.raises(openai.AuthenticationError):
+                client.completions.create(**fields)
+            client.api_key = text
+            (card,) = client.models.list()
+            assert card.model_dump()["guaranteed_context"] == 4096
+            client.completions.create(**fields)
+            with pytest.raises(openai.RateLimitError):
+                client.completions.create(**fields)
+        process.terminate()
+        assert process.stderr is not None
+        rest = process.stderr.read()
+        assert "WARNING: requests may have 4,096 tokens, less than the guaranteed context of 524,288" in rest
+        assert text not in rest

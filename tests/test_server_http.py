@@ -144,7 +144,7 @@ def test_an_unforeseen_error_is_a_500_without_its_details(
     assert http.post("/v1/completions", json=body()).status_code == 200
 
 
-def test_a_full_queue_is_a_503_with_a_time_to_come_back() -> None:
+def test_a_full_queue_is_a_429_with_a_time_to_come_back() -> None:
     model = LookupModel(seconds=0.02)
     with live_server(model, max_running=1, max_queue=2) as server, httpx.Client(base_url=server.url) as http:
         threads = [threading.Thread(target=http.post, args=("/v1/completions",), kwargs={"json": body(max_tokens=30)})]
@@ -155,7 +155,9 @@ def test_a_full_queue_is_a_503_with_a_time_to_come_back() -> None:
             threads[-1].start()
         wait_for(lambda: http.get("/health").json()["waiting"] == 2)
         response = http.post("/v1/completions", json=body())
-        assert error_of(response, 503)["code"] == "queue_full"
+        error = error_of(response, 429)
+        assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
+        assert response.headers["x-should-retry"] == "true"
         assert 1 <= int(response.headers["retry-after"]) <= 60
         for thread in threads:
             thread.join()

@@ -12,13 +12,14 @@ from typing import NoReturn
 
 from longsight import __version__
 
-COMMANDS = ("serve", "generate", "cost", "demo")
+COMMANDS = ("serve", "generate", "keys", "cost", "demo")
 DESCRIPTION = """\
 MiniMax-M3-style models with exact sparse attention, on the hardware you have.
 
   longsight serve                                   serve the built-in model on http://127.0.0.1:8000/v1
   longsight serve path/to/checkpoint                serve a checkpoint directory
   longsight generate path/to/checkpoint -f book.txt continue a text, without a server
+  longsight keys create NAME --auth keys.db         make an API key for `longsight serve --auth keys.db`
   longsight demo                                    read a million tokens and answer from the middle of them
   longsight cost path/to/checkpoint                 FLOPs, bytes and memory at each context length
 

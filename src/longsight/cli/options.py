@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longsight.cli.progress import ProgressBar
+from longsight.sizes import parse_size
 
 if TYPE_CHECKING:
     from longsight.engine import Engine
@@ -19,13 +19,11 @@ DTYPES = ("bfloat16", "float32")
 
 
 def byte_size(text: str) -> int:
-    """'8GiB', '8G', '1.5GB', '8000000000' -> bytes. GB counts in thousands, GiB and G in 1024s."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B?)", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 8GiB, 512MiB or a number of bytes")
-    number, unit, suffix = match[1], match[2].upper(), match[3].lower()
-    power = " KMGT".index(unit or " ")
-    return int(float(number) * (1000 if suffix == "b" else 1024) ** power)
+    """A size as parse_size reads it."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def positive(text: str) -> int:

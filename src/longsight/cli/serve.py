@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import signal
 import socket
 import sys
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from longsight.engine import Engine, EngineDriver
+    from longsight.server.auth import Authenticator
+    from longsight.server.limits import Limits
+
+log = logging.getLogger("longsight")
 
 EXAMPLES = """\
 examples:
@@ -41,8 +47,12 @@ then, from Python:
   client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="unused")
   print(client.completions.create(model="longsight", prompt="abcabcabcabcabcabcab", max_tokens=6, temperature=0))
 
-/v1/chat/completions, /v1/completions, /v1/models, /v1/files, /health. There is no authentication: bind to other
-addresses than this machine's own only behind something that has it.
+with API keys and limits (without --auth or --api-key, nobody is asked for a key and no rate is limited):
+  longsight keys create alice --auth keys.db         shows the new key once
+  longsight serve --auth keys.db --limit rpm=60 --limit concurrency=4
+  LONGSIGHT_API_KEY=... longsight serve              one key for everything, without a database
+
+/v1/chat/completions, /v1/completions, /v1/models, /v1/files, /health.
 """
 SHUTDOWN_SECONDS = 3
 BUILT_IN_ID = "longsight"
@@ -69,8 +79,24 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--max-queue", type=positive, default=256, metavar="N", help="requests that may wait (default 256)"
     )
+    parser.add_argument("--max-body", type=byte_size, metavar="SIZE", help="of a request (default 64MiB)")
     parser.add_argument(
-        "--max-body", type=byte_size, default=64 * 2**20, metavar="SIZE", help="of a request (default 64MiB)"
+        "--auth",
+        metavar="DB",
+        help="ask for API keys of this database: a path, or an SQLAlchemy URL (default: LONGSIGHT_AUTH, if set)",
+    )
+    parser.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help="ask for this API key, which may do everything; better in LONGSIGHT_API_KEY, as others see arguments",
+    )
+    parser.add_argument("--limits", type=Path, metavar="FILE", help="a TOML file with a table [limits]")
+    parser.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one limit, over what the file says; may be repeated (keys: docs/limits.md)",
     )
     parser.add_argument(
         "--files-dir",
@@ -99,9 +125,11 @@ def run(args: argparse.Namespace) -> int:
     from longsight.server.app import create_app
     from longsight.server.fetch import FetchLimits
     from longsight.server.file_store import FileStore
+    from longsight.server.gate import RateGate
     from longsight.server.listen import listen
     from longsight.server.service import Service
 
+    authenticator, limits = build_authenticator(args), load_limits(args)
     path = model_path(args)
     defaults, template = SamplingDefaults.from_checkpoint(path), ChatTemplate.from_checkpoint(path)
     with ExitStack() as stack:
@@ -121,13 +149,20 @@ def run(args: argparse.Namespace) -> int:
             model_id,
             template,
             defaults,
-            body_limit=args.max_body,
             files=files,
             fetch_limits=FetchLimits(
                 allow_private=args.allow_private_urls, allowed_hosts=frozenset(args.allow_url_host)
             ),
+            body_limit=limits.body_bytes,
+            limits=limits,
+            gate=RateGate(limits),
+            authenticator=authenticator,
         )
         announce(listener, model_id, loaded, engine)
+        if authenticator is None and not args.host.startswith("127.") and args.host not in ("localhost", "::1"):
+            log.warning(f"anyone who reaches {args.host} may use this server; --auth or --api-key asks for a key")
+        if warning := limits.floor_warning(engine.max_model_len):
+            log.warning(warning)
         try:
             run_until_signal(create_app(service), listener, driver)
         finally:
@@ -147,6 +182,32 @@ def unwinding_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def build_authenticator(args: argparse.Namespace) -> Authenticator | None:
+    """What checks API keys, as the flags or the environment say; None: nobody is asked for one."""
+    from longsight.server.auth import StaticKey
+
+    key, database = args.api_key or os.environ.get("LONGSIGHT_API_KEY"), args.auth or os.environ.get("LONGSIGHT_AUTH")
+    static = StaticKey(key) if key else None
+    if not database:
+        return static
+    from longsight.server.keys import KeyStore
+    from longsight.server.stored_keys import StoredKeys
+
+    return StoredKeys(KeyStore(database), static)
+
+
+def load_limits(args: argparse.Namespace) -> Limits:
+    """Rates are limits of API keys: where no key is asked for, they are off unless the file or a flag sets them."""
+    from longsight.server.limits import Limits
+
+    base: dict[str, int | None] = {}
+    if not any((args.auth, args.api_key, os.environ.get("LONGSIGHT_AUTH"), os.environ.get("LONGSIGHT_API_KEY"))):
+        base = {"rpm": None, "tpm": None}
+    if args.max_body is not None:
+        base["body_bytes"] = args.max_body
+    return Limits.load(args.limits, args.limit, **base)
 
 
 def run_until_signal(app: ASGIApp, listener: socket.socket, driver: EngineDriver) -> None:

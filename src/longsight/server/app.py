@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 
 from starlette.applications import Starlette
@@ -15,10 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longsight import __version__
 from longsight.ops import LongsightError
+from longsight.server.auth import Authentication
 from longsight.server.body import ClientGoneError
 from longsight.server.chat_completions import chat_completions
 from longsight.server.completions import completions
-from longsight.server.errors import as_api_error, on_error, on_http_exception
+from longsight.server.errors import on_error, on_http_exception, respond, retry_headers
 from longsight.server.files import routes as file_routes
 from longsight.server.openai import model_card
 from longsight.server.openapi import openapi
@@ -38,7 +40,7 @@ def create_app(service: Service) -> Starlette:
             Route("/v1/completions", completions, methods=["POST"]),
             *file_routes,
         ],
-        middleware=[Middleware(Envelope)],
+        middleware=middleware(service),
         exception_handlers={
             HTTPException: on_http_exception,
             ClientGoneError: on_client_gone,
@@ -47,6 +49,14 @@ def create_app(service: Service) -> Starlette:
     )
     app.state.service = service
     return app
+
+
+def middleware(service: Service) -> list[Middleware]:
+    """Outermost first."""
+    layers = [Middleware(Envelope)]
+    if service.authenticator is not None:
+        layers.append(Middleware(Authentication, authenticator=service.authenticator))
+    return layers
 
 
 async def root(request: Request) -> Response:
@@ -79,7 +89,12 @@ async def model(request: Request) -> Response:
 
 
 def _card(service: Service) -> dict[str, object]:
-    return model_card(service.model_id, service.created, service.driver.engine.max_model_len)
+    longest, limits = service.driver.engine.max_model_len, service.limits
+    return {
+        **model_card(service.model_id, service.created, limits.context(longest)),
+        "guaranteed_context": limits.floor(longest),
+        "max_output_tokens": min(limits.max_output_tokens, longest),
+    }
 
 
 async def on_client_gone(request: Request, error: Exception) -> Response:
@@ -88,7 +103,8 @@ async def on_client_gone(request: Request, error: Exception) -> Response:
 
 
 class Envelope:
-    """Gives every response, streams and errors included, an id to quote in a report, and every defect an answer."""
+    """Gives every response, streams and errors included, ids to quote in a report, every error advice on trying again,
+    and every defect an answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -97,8 +113,8 @@ class Envelope:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = f"req_{secrets.token_hex(12)}"
-        scope.setdefault("state", {})["request_id"] = request_id
+        request_id, trace_id = f"req_{secrets.token_hex(12)}", trace_of(scope)
+        scope.setdefault("state", {}).update(request_id=request_id, trace_id=trace_id)
 
         started = False
 
@@ -108,6 +124,10 @@ class Envelope:
                 started = True
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = headers["request-id"] = request_id
+                headers["trace_id"] = trace_id
+                if message["status"] >= 400:
+                    for name, value in retry_headers(message["status"]).items():
+                        headers.setdefault(name, value)
             await send(message)
 
         try:
@@ -115,4 +135,11 @@ class Envelope:
         except Exception as error:
             if started:
                 raise
-            await as_api_error(error).response()(scope, receive, send_with_id)
+            await respond(error, scope)(scope, receive, send_with_id)
+
+
+def trace_of(scope: Scope) -> str:
+    """The trace that the client's W3C traceparent belongs to; else a new one. 32 hex digits."""
+    sent = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
+    match = re.fullmatch(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", sent)
+    return match[1].decode() if match and match[1] != b"0" * 32 else secrets.token_hex(16)

@@ -14,7 +14,7 @@ from starlette.requests import Request as HttpRequest
 from longsight.engine import Stream
 from longsight.server.answers import Choice, Piece, pieces
 from longsight.server.gate import Ticket
-from longsight.server.identity import Caller, caller_of
+from longsight.server.identity import Caller, caller_of, require_model
 from longsight.server.service import Service
 from longsight.server.usage import Cost, Status, UsageRecord
 
@@ -73,11 +73,14 @@ class Exchange:
         )
 
     def submit(self, choices: Sequence[Choice]) -> None:
-        """Give the answers to the engine. Raises ApiError 429 at the gate, or what the engine says."""
+        """Give the answers to the engine. Raises ApiError 403 for a key that is not for the model, 429 at the gate, or
+        what the engine says."""
         self.choices = choices
+        require_model(self.caller, self.service.model_id, *self.service.aliases)
         if self.service.gate is not None:
             most = self.usage.prompt + sum(c.request.params.max_tokens for c in choices)
-            self._ticket = self.service.gate.admit(self.caller, most)
+            longest = max(len(c.request.prompt) + c.request.params.max_tokens for c in choices)
+            self._ticket = self.service.gate.admit(self.caller, most, longest)
         try:
             self._stream = self.service.driver.submit([c.request for c in choices])
         except BaseException:

@@ -1,23 +1,35 @@
-"""Who asks."""
+"""Who asks, and what they may do."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from starlette.requests import Request
 
-from longsight.server.errors import ApiError
+from longsight.server.errors import forbidden
 
-ALL_SCOPES = frozenset({"chat", "files", "usage", "root", "admin"})
+# chat: generate text in any protocol. files: upload and read files. usage: see what was used and what is left.
+# root: send messages of the role `root`. admin: metrics and administration.
+SCOPES = ("chat", "files", "usage", "root", "admin")
+ALL_SCOPES = frozenset(SCOPES)
 
 
 @dataclass(frozen=True)
 class Caller:
-    """key_id: of the API key; organisation: whose files, limits and bills they are."""
+    """key_id: of the API key, never its secret; organisation: whose files, limits and bills they are.
+
+    models: patterns (shell style) of the model names that may be asked. rpm, tpm, concurrency: where the key has limits
+    of its own instead of the server's.
+    """
 
     key_id: str
     organisation: str
     scopes: frozenset[str] = ALL_SCOPES
+    models: tuple[str, ...] = ("*",)
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrency: int | None = None
 
 
 ANONYMOUS = Caller("anonymous", "anonymous")
@@ -32,9 +44,13 @@ def caller_of(request: Request) -> Caller:
 def require_scope(caller: Caller, scope: str) -> None:
     """Raises ApiError 403 if the caller's key does not have the scope."""
     if scope not in caller.scopes:
-        raise ApiError(
-            403,
-            f"this API key does not have the scope {scope!r}; it has {', '.join(sorted(caller.scopes)) or 'none'}",
-            type="permission_error",
-            code="missing_scope",
-        )
+        has = ", ".join(s for s in SCOPES if s in caller.scopes) or "none"
+        raise forbidden(f"this needs the scope {scope!r}; the API key {caller.key_id} has {has}", "missing_scope")
+
+
+def require_model(caller: Caller, *names: str) -> None:
+    """names: all that the model goes by. Raises ApiError 403 if the caller's key is for none of them."""
+    if not any(fnmatchcase(name, pattern) for name in names for pattern in caller.models):
+        allowed = ", ".join(map(repr, caller.models)) or "none"
+        message = f"the API key {caller.key_id} is not for the model {names[0]!r}; it is for {allowed}"
+        raise forbidden(message, "model_not_allowed", "model")

@@ -16,10 +16,12 @@ from longsight.chat.template import ChatTemplate
 from longsight.engine import EngineDriver, Grammar, Request, SamplingDefaults, SamplingParams
 from longsight.engine.request import requests_for
 from longsight.server.answers import Choice, end_think_id
-from longsight.server.errors import ApiError
+from longsight.server.auth import Authenticator
+from longsight.server.errors import invalid, not_found
 from longsight.server.fetch import FetchLimits
 from longsight.server.file_store import FileStore
 from longsight.server.gate import Gate
+from longsight.server.limits import Limits
 from longsight.server.turn import Turn
 from longsight.server.usage import Meter, UsageRecord
 
@@ -39,9 +41,10 @@ class Service:
     chat_template: the checkpoint's own; None for MiniMax-M3's format. aliases: other names of the model.
     chat_max_tokens: the length of a chat answer whose request doesn't say (its pages are reserved while it runs).
     body_limit: bytes. keep_alive: seconds of silence after which a stream says that it lives. reasoning_format: where
-    chat completions put the thinking if the request doesn't say, apart or inline in the content. gate: who may go in;
-    meter: keeps the records of what was used; observers: told of each request once it is over.
-    files: uploads; their routes answer 404 without. fetch_limits: for what requests name by URL.
+    chat completions put the thinking if the request doesn't say, apart or inline in the content. limits: what a request
+    may take. authenticator: checks API keys, None: nobody is asked for one. gate: who may go in; meter: keeps the
+    records of what was used; observers: told of each request once it is over. files: uploads; their routes answer 404
+    without. fetch_limits: for what requests name by URL.
     """
 
     driver: EngineDriver
@@ -55,6 +58,8 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
     aliases: tuple[str, ...] = ()
     reasoning_format: Literal["split", "inline"] = "inline"
+    limits: Limits = field(default_factory=Limits)
+    authenticator: Authenticator | None = None
     gate: Gate | None = None
     meter: Meter | None = None
     observers: list[Callable[[UsageRecord], None]] = field(default_factory=list)
@@ -68,13 +73,17 @@ class Service:
     def check_model(self, model: str) -> None:
         if model != self.model_id and model not in self.aliases:
             message = f"the model {model!r} does not exist; this server has {self.model_id!r}"
-            raise ApiError(404, message, type="invalid_request_error", code="model_not_found", param="model")
+            raise not_found(message, "model_not_found", "model")
 
     def answer_length(self, prompt_tokens: int, asked: int | None, default: int) -> int:
         """Tokens of an answer: as many as asked for, else the default or what room there is."""
+        most = self.limits.max_output_tokens
         if asked is not None:
+            # What does not fit the context at all, the engine refuses with all the numbers.
+            if most < asked <= self.driver.engine.max_model_len:
+                raise invalid(f"max_tokens is {asked}; an answer can have {most} tokens here", "max_tokens")
             return asked
-        return max(min(default, self.driver.engine.max_model_len - prompt_tokens), 1)
+        return max(min(default, most, self.driver.engine.max_model_len - prompt_tokens), 1)
 
     def requests(self, tokens: Sequence[int], params: SamplingParams, tier: str = "standard") -> list[Request]:
         """One request per answer to a prompt, checked and its grammar compiled: on a worker thread, as parsing is."""
