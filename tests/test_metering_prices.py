@@ -230,7 +230,7 @@ def test_money_as_text() -> None:
         ({"completion_tokens": 2**60}, "each must be from 0"),
         ({"completion_tokens": 2**53}, "the most is"),
         ({"status": "lost"}, "known are ok, cancelled, error"),
-        ({"service_tier": "flex"}, "known are standard, priority"),
+        ({"request_id": ""}, "without an id"),
     ],
 )
 def test_usage_that_cannot_be(changes: dict[str, object], words: str) -> None:

@@ -131,8 +131,9 @@ def _token_cost_row(model: str, entry: Mapping[str, Any]) -> PriceRow:
 
     def rates(suffix: str) -> Rates:
         cached = next((name for name in (_CACHED + suffix, _CACHED) if entry.get(name) is not None), None)
-        needed = [name + suffix if name + suffix in entry else name for name in (_INPUT, _OUTPUT)]
-        return Rates(*map(per_million, needed), cached_input=per_million(cached) if cached else None)
+        needed = (name + suffix if name + suffix in entry else name for name in (_INPUT, _OUTPUT))
+        new, output = map(per_million, needed)
+        return Rates(new, output, per_million(cached) if cached else None)
 
     boundaries = {int(match[1]) for name in entry if (match := _ABOVE.fullmatch(name))}
     if len(boundaries) > 1:

@@ -19,7 +19,6 @@ BASIS = 10_000  # discounts count in basis points
 PERCENT = 100
 MOST = 1 << 53  # micro-units in one line: 9 thousand million of a currency, and exact in every JSON reader
 TIERS = ("standard", "long")
-SERVICE_TIERS = ("standard", "priority")
 STATUSES = ("ok", "cancelled", "error")
 
 
@@ -128,9 +127,9 @@ class Charge:
 class PriceTable:
     """Price and currency rows, and the rules around them.
 
-    priority_percent: what service tier "priority" costs of the standard price. bill_errors: whether a request that
-    ended in an error is charged for what it used. Raises PriceError if two rows hold for one model, or currency, on
-    the same day.
+    priority_percent: what service tier "priority" costs of the price that all others have. bill_errors: whether a
+    request that ended in an error is charged for what it used. Raises PriceError if two rows hold for one model, or
+    currency, on the same day.
     """
 
     rows: Sequence[PriceRow] = ()
@@ -207,12 +206,10 @@ def day_of(seconds: float) -> date:
 
 
 def _check(record: UsageRecord) -> None:
-    for name, value, accepted in (
-        ("status", record.status, STATUSES),
-        ("service_tier", record.service_tier, SERVICE_TIERS),
-    ):
-        if value not in accepted:
-            raise PriceError(f"{record.request_id}: {name} is {value!r}; known are {', '.join(accepted)}")
+    if not record.request_id:
+        raise PriceError("a request without an id cannot be told from others")
+    if record.status not in STATUSES:
+        raise PriceError(f"{record.request_id}: status is {record.status!r}; known are {', '.join(STATUSES)}")
     counts = (record.prompt_tokens, record.cached_tokens, record.completion_tokens, record.reasoning_tokens)
     if min(counts) < 0 or max(counts) > MOST:
         raise PriceError(f"{record.request_id}: token counts are {counts}; each must be from 0 to 2^53")
