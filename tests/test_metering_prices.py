@@ -270,6 +270,13 @@ def test_a_toml_file(tmp_path: Path) -> None:
     assert table.version == load_prices(tmp_path / "prices.toml").version
 
 
+def test_the_file_in_the_documentation(tmp_path: Path) -> None:
+    text = Path(__file__).parents[1].joinpath("docs/metering.md").read_text()
+    table = load_prices(written(tmp_path / "prices.toml", text.split("```toml")[1].split("```")[0]))
+    assert table.rows[0].rates == DEFAULT_PRICES.rows[0].rates
+    assert parts(table, SHORT, "DZD") == (105, 420, 21)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from longsight import __version__
 
-COMMANDS = ("serve", "generate", "cost", "demo")
+COMMANDS = ("serve", "generate", "cost", "usage", "demo")
 DESCRIPTION = """\
 MiniMax-M3-style models with exact sparse attention, on the hardware you have.
 
@@ -21,6 +21,7 @@ MiniMax-M3-style models with exact sparse attention, on the hardware you have.
   longsight generate path/to/checkpoint -f book.txt continue a text, without a server
   longsight demo                                    read a million tokens and answer from the middle of them
   longsight cost path/to/checkpoint                 FLOPs, bytes and memory at each context length
+  longsight usage --ledger usage.db                 what was used, and what it came to
 
 `longsight COMMAND --help` explains each command with examples.
 """
