@@ -16,8 +16,9 @@ from dataclasses import replace
 from datetime import date
 from fractions import Fraction
 from pathlib import Path
-from threading import Event
+from threading import Barrier, Event
 
+import psycopg
 import pytest
 from sqlalchemy import create_engine, select, text
 from sqlalchemy.exc import DBAPIError
@@ -218,7 +219,21 @@ def test_kill_9_loses_nothing_that_was_settled(where: str) -> None:
     assert len(found - settled) <= THREADS  # committed, but killed before saying so
 
 
-def test_two_processes_open_and_write_one_ledger(where: str) -> None:
+def test_a_new_ledger_opened_by_many_at_once_is_laid_out_once(where: str) -> None:
+    together = Barrier(8)
+
+    def open_and_add(number: int) -> None:
+        together.wait(10)
+        with opened(where) as ledger:
+            ledger.add([line(record(f"r{number}"))])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(open_and_add, range(8)))
+    assert ids(where) == {f"r{number}" for number in range(8)}
+
+
+def test_two_processes_write_one_sqlite_file(tmp_path: Path) -> None:
+    where = str(tmp_path / "ledger.db")
     with settling(where, "a", 200) as a, settling(where, "b", 200) as b:
         for process in (a, b):
             go(process)
@@ -275,28 +290,79 @@ def test_one_line_that_cannot_be_stored_does_not_hold_up_the_others(
         with pytest.raises(LedgerError, match="surrogates"):
             bad.result(10)
     assert ids(where) == {"first", *(f"r{n}" for n in range(5))}
-    (message,) = (r.getMessage() for r in caplog.records if r.levelno == logging.ERROR)
-    assert json.loads(message.removeprefix("not in the ledger: "))["request_id"] == "bad"
+    assert [usage.request_id for usage in logged(caplog)] == ["bad"]
 
 
-def test_a_locked_ledger_costs_a_record_in_the_log_not_the_answer(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+LOGGED = "not in the ledger yet: "
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[UsageRecord]:
+    messages = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    return [UsageRecord(**json.loads(message.removeprefix(LOGGED))) for message in messages]
+
+
+def test_lines_wait_for_a_locked_ledger_and_answers_do_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     where = str(tmp_path / "ledger.db")
     with opened(where) as ledger, metered(ledger, wait_seconds=0.2) as meter:
         meter.settle(record("before"))
         with closing(sqlite3.connect(where, isolation_level=None)) as other:
             other.execute("BEGIN EXCLUSIVE")
-            with pytest.raises(LedgerError, match=r"stuck was not committed within 0\.2 s"):
-                meter.settle(record("stuck"))
+            for request_id in ("first", "second"):
+                with pytest.raises(LedgerError, match=f"request {request_id} waits for it"):
+                    meter.settle(record(request_id))
+            assert ids(where) == {"before"}
             other.execute("ROLLBACK")
-        kept = json.loads(caplog.records[-1].getMessage().removeprefix("not in the ledger: "))
-        # Entered again from the log. The writer may have got it through in the meantime; it is one line either way.
+        wait_for(lambda: ids(where) == {"before", "first", "second"})
+        assert logged(caplog) == [record("first"), record("second")]
+        ledger.add([line(usage) for usage in logged(caplog)])  # entered by hand as well: nothing is charged twice
         wait_for(lambda: not meter.waiting)
-        settled = LedgerMeter(DEFAULT_PRICES, ledger)
-        settled.settle(UsageRecord(**kept))
-        settled.close()
-    assert ids(where) == {"before", "stuck"}
+        assert meter.settle(record("after")).usd_micro == 420
+        assert ledger.groups()[0].sums.requests == 4
+
+
+@contextmanager
+def without_lines(where: str) -> Iterator[None]:
+    """The table of lines is elsewhere for a while."""
+    with closing(sqlite3.connect(where, timeout=10)) as other:
+        other.execute("ALTER TABLE ledger_lines RENAME TO elsewhere")
+        try:
+            yield
+        finally:
+            other.execute("ALTER TABLE elsewhere RENAME TO ledger_lines")
+
+
+def test_a_failed_transaction_is_tried_again(tmp_path: Path) -> None:
+    where = str(tmp_path / "ledger.db")
+    with opened(where) as ledger, metered(ledger, wait_seconds=0.1) as meter:
+        with without_lines(where), pytest.raises(LedgerError, match="waits for it"):
+            meter.settle(record("late"))
+        wait_for(lambda: "late" in ids(where))
+
+
+def test_closing_gives_up_on_a_ledger_that_stays_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    where = str(tmp_path / "ledger.db")
+    with opened(where) as ledger, without_lines(where):
+        with metered(ledger, wait_seconds=0.1) as meter, pytest.raises(LedgerError, match="waits for it"):
+            meter.settle(record("lost"))
+        assert logged(caplog) == [record("lost")]
+    assert ids(where) == set()
+
+
+def test_lost_connections_to_postgresql_are_made_again(postgres: str) -> None:
+    with new_database(postgres) as url, opened(url) as ledger, metered(ledger) as meter:
+        meter.settle(record("before"))
+        with psycopg.connect(postgres, autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname LIKE 'ledger_%'")
+        meter.settle(record("after"))
+        assert ids(url) == {"before", "after"}
+
+
+def test_what_is_committed_is_on_the_disk(tmp_path: Path) -> None:
+    engine = open_database(str(tmp_path / "ledger.db"))
+    with engine.connect() as connection:
+        settings = [connection.execute(text(f"PRAGMA {n}")).scalar_one() for n in ("journal_mode", "synchronous")]
+    engine.dispose()
+    assert settings == ["wal", 2]  # 2: FULL, the log is synchronised at each commit
 
 
 def test_a_closed_meter_and_impossible_usage_are_refused(tmp_path: Path) -> None:
