@@ -7,6 +7,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from longsight.server.metering.meter import LedgerMeter
 from longsight.server.metering.prices import CurrencyRate, PriceRow, PriceTable, Rates
 from longsight.server.metering.tables import lines
 from longsight.server.usage_api import routes
+from slow_ledger import SlowLedger
 from usage_records import record
 
 MILLION = 1_000_000
@@ -84,6 +86,24 @@ def test_every_answer_has_its_line_when_its_last_byte_arrives(metered: Metered) 
         assert (row["prompt_tokens"], row["completion_tokens"]) == (used["prompt_tokens"], used["completion_tokens"])
         assert (row["status"], row["model"], row["caller"]) == ("ok", "tiny", "anonymous")
         assert row["usd_micro"] == used["prompt_tokens"] + 10 * used["completion_tokens"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_answer_ends_before_its_line_is_committed(tmp_path: Path, stream: bool) -> None:
+    with (
+        closing(SlowLedger(open_database(str(tmp_path / "ledger.db")))) as ledger,
+        closing(LedgerMeter(PRICES, ledger)) as meter,
+        live_server(meter=meter) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        answer = pool.submit(complete, server, stream=stream)
+        try:
+            assert ledger.begun.wait(10)
+            with pytest.raises(TimeoutError):
+                answer.result(0.3)
+        finally:
+            ledger.go.set()
+        assert answer.result(10).status_code == 200
 
 
 def test_what_was_refused_has_no_line(metered: Metered) -> None:

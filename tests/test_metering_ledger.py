@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import date
 from fractions import Fraction
 from pathlib import Path
-from threading import Barrier, Event
+from threading import Barrier
 
 import psycopg
 import pytest
@@ -33,6 +33,7 @@ from longsight.server.metering.tables import amounts, lines, prices
 from longsight.server.usage import UsageRecord
 from postgres_cluster import cluster, new_database
 from settle_forever import THREADS
+from slow_ledger import SlowLedger
 from usage_records import random_record, record
 
 PROCESS = [sys.executable, str(Path(__file__).with_name("settle_forever.py"))]
@@ -134,6 +135,14 @@ def test_ten_thousand_requests_add_up_exactly(where: str) -> None:
             "2026-11-24", Sums()
         )
         assert ledger.currencies() == ["CNY", "DZD", "USD"]
+
+
+def test_the_first_line_for_a_request_stands(where: str) -> None:
+    first, again = record(completion_tokens=0), record(completion_tokens=100)
+    with opened(where) as ledger:
+        ledger.add([line(first), line(again)])
+        ledger.add([line(again)])
+        assert ledger.groups(currency="DZD") == [Group({}, expected([first], "DZD"))]
 
 
 def test_an_empty_ledger(where: str) -> None:
@@ -240,19 +249,6 @@ def test_two_processes_write_one_sqlite_file(tmp_path: Path) -> None:
         printed = [set(process.communicate(timeout=60)[0].split()) for process in (a, b)]
         assert (a.returncode, b.returncode) == (0, 0)
     assert ids(where) == printed[0] | printed[1] == {f"{p}_{n}" for p in "ab" for n in range(200)}
-
-
-class SlowLedger(Ledger):
-    """Its first transaction waits for `go`; counts the lines of each."""
-
-    def __init__(self, engine: object) -> None:
-        super().__init__(engine)  # type: ignore[arg-type]
-        self.go, self.batches = Event(), list[int]()
-
-    def add(self, new: Sequence[Line]) -> None:
-        assert self.go.wait(10)
-        self.batches.append(len(new))
-        super().add(new)
 
 
 def test_lines_that_wait_together_are_committed_together(where: str) -> None:
