@@ -20,7 +20,7 @@ log = logging.getLogger("longsight")
 
 
 async def usage(request: Request) -> Response:
-    """JSON, or CSV for those who accept only that."""
+    """What has been used, and what it came to: as JSON, or as CSV for those who accept text/csv."""
     report = await _report(request)
     if request.headers.get("accept", "").split(";")[0].strip() == "text/csv":
         return _csv(report)
@@ -28,6 +28,7 @@ async def usage(request: Request) -> Response:
 
 
 async def usage_csv(request: Request) -> Response:
+    """What has been used, and what it came to, as CSV."""
     return _csv(await _report(request))
 
 
