@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from longsight import __version__
 
-COMMANDS = ("serve", "generate", "keys", "cost", "demo")
+COMMANDS = ("serve", "generate", "keys", "usage", "cost", "demo")
 DESCRIPTION = """\
 MiniMax-M3-style models with exact sparse attention, on the hardware you have.
 
@@ -22,6 +22,7 @@ MiniMax-M3-style models with exact sparse attention, on the hardware you have.
   longsight keys create NAME --auth keys.db         make an API key for `longsight serve --auth keys.db`
   longsight demo                                    read a million tokens and answer from the middle of them
   longsight cost path/to/checkpoint                 FLOPs, bytes and memory at each context length
+  longsight usage --ledger usage.db                 what was used, and what it came to
 
 `longsight COMMAND --help` explains each command with examples.
 """

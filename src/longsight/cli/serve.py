@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from longsight.cli.metering import add_metering_arguments, open_meter
 from longsight.cli.options import (
     Loaded,
     add_engine_arguments,
@@ -41,6 +42,7 @@ examples:
   longsight serve                                    the built-in model, on http://127.0.0.1:8000/v1
   longsight serve path/to/checkpoint --port 9000
   longsight serve path/to/checkpoint --max-model-len 131072 --kv-memory 8GiB --max-running 4
+  longsight serve path/to/checkpoint --ledger usage.db --currency DZD      and then: longsight usage --ledger usage.db
 
 then, from Python:
   from openai import OpenAI
@@ -117,6 +119,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="HOST",
         help="fetch by URL from this host whatever its address is; may be given several times",
     )
+    add_metering_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -139,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
         # on one machine do not contend for one place.
         files_dir = args.files_dir or Path(stack.enter_context(TemporaryDirectory(prefix="longsight-files-")))
         files = stack.enter_context(FileStore(files_dir))
+        meter = stack.enter_context(open_meter(args))
         loaded = load(path, args)
         engine = build_engine(loaded, args, args.max_running)
         model_id = args.model_id or (path.resolve().name if args.model else BUILT_IN_ID)
@@ -149,6 +153,7 @@ def run(args: argparse.Namespace) -> int:
             model_id,
             template,
             defaults,
+            meter=meter,
             files=files,
             fetch_limits=FetchLimits(
                 allow_private=args.allow_private_urls, allowed_hosts=frozenset(args.allow_url_host)

@@ -25,6 +25,7 @@ from longsight.server.files import routes as file_routes
 from longsight.server.openai import model_card
 from longsight.server.openapi import openapi
 from longsight.server.service import Service
+from longsight.server.usage_api import routes as usage_routes
 
 
 def create_app(service: Service) -> Starlette:
@@ -39,6 +40,7 @@ def create_app(service: Service) -> Starlette:
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/v1/completions", completions, methods=["POST"]),
             *file_routes,
+            *usage_routes,
         ],
         middleware=middleware(service),
         exception_handlers={

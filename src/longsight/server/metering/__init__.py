@@ -1,0 +1,1 @@
+"""Metering: what a finished request costs, and the ledger that keeps it."""
