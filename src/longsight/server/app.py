@@ -13,13 +13,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from longsight import __version__
 from longsight.ops import LongsightError
+from longsight.server import web
 from longsight.server.body import ClientGoneError
 from longsight.server.chat_completions import chat_completions
 from longsight.server.completions import completions
 from longsight.server.errors import as_api_error, on_error, on_http_exception
 from longsight.server.files import routes as file_routes
+from longsight.server.microscope import Microscope
 from longsight.server.openai import model_card
 from longsight.server.openapi import openapi
 from longsight.server.service import Service
@@ -29,7 +30,7 @@ def create_app(service: Service) -> Starlette:
     """The ASGI application over one service. Its engine's thread is the caller's to close."""
     app = Starlette(
         routes=[
-            Route("/", root),
+            *web.routes(),
             Route("/health", health),
             Route("/openapi.json", openapi),
             Route("/v1/models", models),
@@ -37,6 +38,7 @@ def create_app(service: Service) -> Starlette:
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/v1/completions", completions, methods=["POST"]),
             *file_routes,
+            *Microscope().routes(),
         ],
         middleware=[Middleware(Envelope)],
         exception_handlers={
@@ -47,10 +49,6 @@ def create_app(service: Service) -> Starlette:
     )
     app.state.service = service
     return app
-
-
-async def root(request: Request) -> Response:
-    return JSONResponse({"name": "longsight", "version": __version__})
 
 
 async def health(request: Request) -> Response:
