@@ -45,12 +45,15 @@ export async function getJson(path, options) {
 export async function* events(path, body, signal) {
   const response = await ask(path, { body, signal });
   const requestId = response.headers.get("x-request-id");
+  let done = false;
   for await (const data of dataOf(lines(response.body, requestId))) {
-    if (data === "[DONE]") return;
+    done ||= data === "[DONE]";
+    if (done) continue; // the end of the response is next, and leaving before it would look like giving up
     const event = JSON.parse(data);
     if (event.error) throw new ApiError(event.error.message, { code: event.error.code, requestId });
     yield event;
   }
+  if (done) return;
   throw new ApiError("The connection ended before the answer did.", { requestId });
 }
 

@@ -19,6 +19,9 @@ export class Chat {
     this.openMicroscope = openMicroscope;
     this.turns = []; // {role: "user", content, element} or {role: "assistant", view, element}
     this.abort = null;
+    this.following = true; // until somebody scrolls up
+    log.addEventListener("scroll", () => (this.following = log.scrollHeight - log.scrollTop - log.clientHeight < 40));
+    new ResizeObserver(() => this.follow()).observe(log);
     composer.addEventListener("submit", (event) => {
       event.preventDefault();
       this.say();
@@ -62,7 +65,12 @@ export class Chat {
   push(turn) {
     this.turns.push(turn);
     log.append(turn.element);
-    turn.element.scrollIntoView({ block: "end" });
+    this.following = true;
+    this.follow();
+  }
+
+  follow() {
+    if (this.following) log.scrollTop = log.scrollHeight;
   }
 
   /** The protocol's messages of the first `count` turns. */
@@ -89,6 +97,7 @@ export class Chat {
       onRetry: () => this.retry(view),
       onMicroscope: () => this.openMicroscope(messages),
       onResults: () => !this.abort && this.answer(),
+      onDraw: () => this.follow(),
     });
     this.push({ role: "assistant", view, element: view.element });
     const abort = (this.abort = new AbortController());
@@ -96,23 +105,19 @@ export class Chat {
     const outcome = {};
     try {
       for await (const chunk of events("v1/chat/completions", this.request(messages), abort.signal)) {
-        const follow = atBottom();
         if (chunk.prompt_progress) view.showProgress(chunk.prompt_progress);
         if (chunk.usage) outcome.usage = chunk.usage;
         for (const choice of chunk.choices ?? []) {
           if (choice.delta) view.add(choice.delta);
           outcome.finishReason = choice.finish_reason ?? outcome.finishReason;
         }
-        if (follow) log.scrollTop = log.scrollHeight;
       }
     } catch (error) {
       if (error.name === "AbortError") outcome.finishReason = "cancelled";
       else outcome.error = error;
     }
     if (this.abort === abort) this.abort = null;
-    const follow = atBottom();
     view.end(outcome);
-    if (follow) log.scrollTop = log.scrollHeight;
     if (outcome.usage && view.element.isConnected) {
       this.usage = outcome.usage;
       this.showContext();
@@ -156,5 +161,3 @@ function spoken(view) {
   }));
   return [message, ...view.results()];
 }
-
-const atBottom = () => log.scrollHeight - log.scrollTop - log.clientHeight < 60;

@@ -75,6 +75,11 @@ export class Grid {
     this.zoom(at - (at - this.from) * factor, at + (this.to - at) * factor);
   }
 
+  /** How often the answer so far read `block`, over all rows. */
+  timesRead(block) {
+    return this.counts.reduce((sum, counts) => sum + (counts.get(block) ?? 0), 0);
+  }
+
   /** Which rows of the chosen token read `block`. */
   lanesOf(block) {
     return this.lanes.filter((_, lane) => this.read[lane]?.includes(block));
@@ -120,11 +125,11 @@ export class Grid {
   pointerDown(event) {
     if (event.button !== 0) return;
     this.drag = { start: event.clientX, now: event.clientX };
-    if (event.pointerType === "mouse") this.canvas.setPointerCapture(event.pointerId);
+    this.canvas.setPointerCapture(event.pointerId);
   }
 
   pointerMove(event) {
-    if (this.drag && event.pointerType === "mouse") {
+    if (this.drag) {
       this.drag.now = event.clientX;
       this.draw();
     }
@@ -230,9 +235,11 @@ export class Grid {
     const tall = this.rowHeight - 2 * pad;
     g.fillStyle = colours.unread;
     g.fillRect(this.gutter, y + pad, this.width - this.gutter, tall);
-    const bars = (blocks, colour) => {
+    const most = Math.max(...this.counts[lane].values(), 1);
+    const bars = (blocks, colour, strength = () => 1) => {
       g.fillStyle = colour;
       for (const block of blocks) {
+        g.globalAlpha = strength(block);
         if (block + 1 < this.from || block > this.to) continue;
         const [a, b] = [this.x(block), this.x(block + 1)];
         const w = b - a > 6 ? b - a - 1 : Math.max(b - a, MIN_BAR);
@@ -240,8 +247,9 @@ export class Grid {
         g.fillRect(left, y + pad, Math.max(Math.min((a + b + w) / 2, this.width) - left, 1), tall);
       }
     };
-    bars(this.counts[lane].keys(), colours.others);
+    bars(this.counts[lane].keys(), colours.others, (block) => 0.35 + (0.65 * this.counts[lane].get(block)) / most);
     bars(this.read[lane] ?? [], colours.read);
+    g.globalAlpha = 1;
     const { layer, group } = this.lanes[lane];
     const label = this.gutter > 60 ? `layer ${layer}, group ${group}` : `L${layer} g${group}`;
     if (this.rowHeight >= 14 || group === 0) {

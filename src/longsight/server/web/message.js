@@ -9,9 +9,10 @@ export function userMessage(text) {
 
 /** An answer while it grows. `answer` is what goes into the conversation: content, reasoning and tool calls. */
 export class AnswerView {
-  constructor({ onRetry, onMicroscope, onResults }) {
+  /** onDraw is called when the view may have grown. */
+  constructor({ onRetry, onMicroscope, onResults, onDraw }) {
     this.answer = { role: "assistant", content: "", reasoning: "", calls: [] };
-    this.actions = { onRetry, onMicroscope, onResults };
+    this.actions = { onRetry, onMicroscope, onResults, onDraw };
     this.progress = progressBar("Reading");
     this.progress.element.hidden = true;
     this.waiting = h("p", { class: "waiting", role: "status" }, "Waiting for the model");
@@ -63,6 +64,7 @@ export class AnswerView {
       if (!this.cards[i]) this.calls.append((this.cards[i] = new CallCard()).element);
       this.cards[i].show(call);
     });
+    this.actions.onDraw();
   }
 
   /** The answer is complete, stopped, or failed with `error`. */
@@ -71,7 +73,6 @@ export class AnswerView {
     this.waiting.hidden = this.progress.element.hidden = true;
     this.element.removeAttribute("aria-busy");
     this.answer.calls = this.answer.calls.filter(Boolean);
-    this.drawNow();
     if (error) this.after.append(errorBox(error));
     const notes = [];
     if (usage) notes.push(`${grouped(usage.completion_tokens)} tokens`);
@@ -85,11 +86,13 @@ export class AnswerView {
       h("span", { class: "note" }, notes.join(" · ")),
     );
     this.footer.hidden = false;
-    if (!error && finishReason !== "cancelled" && this.cards.length) this.askForResults();
+    if (!error && finishReason !== "cancelled" && this.answer.calls.length) this.askForResults();
+    this.drawNow();
   }
 
   /** The page runs no tools: whoever sits before it says what they return. */
   askForResults() {
+    this.drawNow();
     for (const card of this.cards) card.askForResult();
     const send = () => {
       button.remove();
@@ -100,10 +103,10 @@ export class AnswerView {
   }
 
   results() {
-    return this.cards.map((card, i) => ({
+    return this.answer.calls.map((call, i) => ({
       role: "tool",
-      tool_call_id: this.answer.calls[i].id,
-      content: card.result?.value || "(no result)",
+      tool_call_id: call.id,
+      content: this.cards[i]?.result?.value || "(no result)",
     }));
   }
 }

@@ -94,7 +94,10 @@ export class Scope {
         if (event.type === "start") this.start(event);
         else if (event.type === "progress") progress.set(event.processed, event.total);
         else if (event.type === "token") this.add(event);
-        else if (event.type === "end") status.replaceChildren();
+        else if (event.type === "end") {
+          status.replaceChildren();
+          this.listRead();
+        }
       }
     } catch (error) {
       if (error.name === "AbortError") status.replaceChildren(h("p", { class: "note" }, "Stopped."));
@@ -171,14 +174,16 @@ export class Scope {
     slider.setAttribute("aria-valuetext", words);
   }
 
-  /** The blocks that the chosen token read, those read in most layers and groups first. */
+  /** The blocks that the chosen token read: those read in most layers and groups first, then those the whole answer
+      read most often. */
   listRead() {
     const counts = new Map();
     for (const { blocks } of this.tokens[this.chosen].selections) {
       for (const block of blocks.flat()) counts.set(block, (counts.get(block) ?? 0) + 1);
     }
     const lanes = this.grid.lanes.length;
-    const list = [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
+    const often = (block) => this.grid.timesRead(block);
+    const list = [...counts].sort((a, b) => b[1] - a[1] || often(b[0]) - often(a[0]) || a[0] - b[0]);
     byId("read-count").textContent = `It read ${grouped(list.length)} of ${grouped(this.grid.blocks)} blocks`;
     byId("read-list").replaceChildren(
       ...list.slice(0, LISTED).map(([block, n]) =>
