@@ -235,7 +235,7 @@ def test_the_microscope_shows_that_the_needle_is_read(real: LiveServer, tab: Tab
     page.mouse.move(*point_at(page, 1, 20, 40), steps=3)
     page.mouse.up()
     expect(page.locator("#range")).to_have_text("blocks 10 to 20, tokens 1,280 to 2,687")
-    page.mouse.move(*point_at(page, 1, 5, 10))
+    page.mouse.move(*point_at(page, 1, 5, 11))
     expect(tooltip).to_contain_text("Block 15")
     page.click("#zoom-all")
     expect(page.locator("#range")).to_have_text("blocks 0 to 39, tokens 0 to 5,119")

@@ -147,7 +147,7 @@ export class Grid {
     }
     const left = this.canvas.getBoundingClientRect().left;
     const [a, b] = [start, now].sort((p, q) => p - q).map((x) => this.blockAt(Math.max(x - left, this.gutter)));
-    this.zoom(a, b);
+    this.zoom(Math.floor(a), Math.ceil(b));
   }
 
   endDrag() {
