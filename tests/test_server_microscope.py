@@ -13,14 +13,17 @@ from typing import Any
 import httpx
 import pytest
 
+from fake_model import EOS, ScriptedModel
 from live_server import LiveServer, live_server, wait_for
 from longsight.engine import Engine, Request, SamplingParams
 from longsight.model import load_model
 from longsight.model.needle import NeedlePrompt, hide_needle
 from longsight.model.tokenizer import Tokenizer
 from longsight.server.errors import ApiError
+from longsight.server.gate import Ticket
 from longsight.server.identity import ANONYMOUS, Caller
 from longsight.server.scope_records import Records
+from longsight.server.usage import UsageRecord
 
 PATH = "/v1/longsight/microscope"
 PROMPT = "x1y2z3w4 " * 40  # 360 tokens, 23 blocks of 16
@@ -147,11 +150,47 @@ def test_what_it_refuses(http: httpx.Client, fields: dict[str, Any], words: str,
     assert param is None or error["param"] == param
 
 
-def test_another_model_and_no_template(http: httpx.Client) -> None:
+def test_another_model(http: httpx.Client) -> None:
     assert error_of(http.post(PATH, json={"model": "big", "prompt": "x"}), 404)["code"] == "model_not_found"
-    with live_server(template=None) as server, httpx.Client(base_url=server.url) as other:
-        error = error_of(other.post(PATH, json={"messages": [{"role": "user", "content": "x"}]}), 400)
-        assert error["code"] == "no_chat_template"
+
+
+def test_a_conversation_is_written_as_the_chat_endpoint_writes_it() -> None:
+    said = "<mm:think>Which one?</mm:think>Bänke."
+    model, records = ScriptedModel(lambda prompt: said), list[UsageRecord]()
+    with (
+        live_server(model, template=None, pages=200, observers=[records.append]) as server,
+        httpx.Client(base_url=server.url, timeout=30) as http,
+    ):
+        body = {"messages": [{"role": "user", "content": "Hello"}], "thinking": {"type": "enabled"}, "temperature": 0}
+        chat = http.post("/v1/chat/completions", json={**body, "model": "tiny"}).json()
+        run = http.post(PATH, json=body).json()
+        generated = said.removeprefix("<mm:think>")
+        assert "".join(t["text"] for t in run["tokens"]) == generated
+        assert run["tokens"][-1] | {"selections": []} == {
+            "index": len(generated.encode()),
+            "token": EOS,
+            "text": "",
+            "selections": [],
+        }
+        assert all(len(t["selections"]) == 2 for t in run["tokens"])
+        assert model.prompts[0] == model.prompts[-1]
+        assert run["finish_reason"] == "stop"
+        for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+            assert run["usage"][name] == chat["usage"][name]
+        assert records[1].endpoint == PATH
+        assert (records[1].status, records[1].completion_tokens) == ("ok", run["usage"]["completion_tokens"])
+
+
+def test_the_gate_is_asked() -> None:
+    class Shut:
+        def admit(self, caller: Caller, tokens: int) -> Ticket:
+            raise ApiError(429, f"no room for {tokens} tokens", type="rate_limit_error", code="rate_limit_exceeded")
+
+        def headers(self, caller: Caller) -> dict[str, str]:
+            return {}
+
+    with live_server(gate=Shut()) as shut, httpx.Client(base_url=shut.url) as http:
+        assert "364 tokens" in error_of(http.post(PATH, json={"prompt": PROMPT, "max_tokens": 4}), 429)["message"]
 
 
 def test_leaving_early_frees_the_pages(server: LiveServer, http: httpx.Client) -> None:

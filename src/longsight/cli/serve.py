@@ -43,6 +43,9 @@ then, from Python:
 
 /v1/chat/completions, /v1/completions, /v1/models, /v1/files, /health. There is no authentication: bind to other
 addresses than this machine's own only behind something that has it.
+/v1/chat/completions, /v1/completions, /v1/models, /health; for a browser, a page for chat and for looking at what the
+model reads, at /. There is no authentication: bind to other addresses than
+this machine's own only behind something that has it.
 """
 SHUTDOWN_SECONDS = 3
 BUILT_IN_ID = "longsight"

@@ -1,14 +1,15 @@
 """The attention microscope: an answer together with the blocks that each sparse layer read for each of its tokens.
 
-POST /v1/longsight/microscope runs a prompt and returns tokens and selections; GET .../{id}/blocks returns the text of
-blocks, from a record that is kept for some minutes. The selections of a token are small whatever the context (blocks
-kept x groups x layers), and only the texts somebody looks at are sent.
+POST /v1/longsight/microscope runs a conversation or a text and returns tokens and selections; GET .../{id}/blocks
+returns the text of blocks, from a record that is kept for some minutes. The selections of a token are small whatever
+the context (blocks kept x groups x layers), and only the texts that somebody looks at are sent.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from anyio import to_thread
@@ -17,14 +18,18 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from longsight.engine import Request, Selection, Stream, Update
+from longsight.engine import Selection
+from longsight.engine.text import Decoder, Detokenizer
+from longsight.server.answers import Choice
 from longsight.server.body import read_text, unless_gone
+from longsight.server.chat_completions import turn_of
 from longsight.server.errors import as_api_error, invalid
-from longsight.server.generation import Service
-from longsight.server.identity import caller_of
-from longsight.server.openai import usage
+from longsight.server.exchange import Exchange
+from longsight.server.identity import Caller, caller_of, require_scope
+from longsight.server.openai import FINISH, usage
 from longsight.server.schema import ChatFields, parse
 from longsight.server.scope_records import Record, Records
+from longsight.server.service import Service
 from longsight.server.sse import DONE, KEEP_ALIVE, EventStream, frame
 
 PATH = "/v1/longsight/microscope"
@@ -69,17 +74,19 @@ class Microscope:
         """Generate up to 256 tokens and say what was read for each: whole, or as events where `stream` is true."""
         service: Service = http.app.state.service
         body = await read_text(http, service.body_limit)
-        fields, request = await to_thread.run_sync(_prepare, service, body)
-        stream = service.driver.submit([request])
-        record = self.records.add(caller_of(http), request.prompt, request.output)
+        fields, choice = await to_thread.run_sync(_prepare, service, body, caller_of(http))
+        exchange = Exchange(http, "completions" if fields.prompt is not None else "openai")
+        exchange.submit([choice])
+        record = self.records.add(exchange.caller, choice.request.prompt, choice.request.output)
         opening = _opening(service, record)
         if fields.stream:
-            return EventStream(_frames(service, stream, opening), stream.close)
+            return EventStream(_frames(exchange, opening), exchange.close, exchange.headers())
         try:
-            tokens = await unless_gone(http, _collect(service, stream))
+            tokens = await unless_gone(http, _collect(exchange))
         finally:
-            stream.close()
-        return JSONResponse({**opening, "tokens": tokens, **_closing(request)})
+            await exchange.close()
+        answer = {**opening, "tokens": tokens, **_closing(exchange)}
+        return JSONResponse(answer, headers=dict(exchange.headers()))
 
     async def blocks(self, http: HttpRequest) -> Response:
         """The texts of blocks `?ids=3,17,40`, with the tokens each one spans; the last block may be unfinished.
@@ -89,10 +96,11 @@ class Microscope:
         service: Service = http.app.state.service
         record = self.records.get(http.path_params["id"], caller_of(http))
         size = service.driver.engine.model.config.block_size
-        wanted = _block_ids(http.query_params.get("ids", ""), -(-record.length // size))
+        length = record.length
+        wanted = _block_ids(http.query_params.get("ids", ""), -(-length // size))
 
         def texts() -> list[dict[str, Any]]:
-            spans = [(block, block * size, min((block + 1) * size, record.length)) for block in wanted]
+            spans = [(block, block * size, min((block + 1) * size, length)) for block in wanted]
             return [
                 {"block": b, "start": start, "end": end, "text": service.tokenizer.decode(record.tokens(start, end))}
                 for b, start, end in spans
@@ -101,25 +109,27 @@ class Microscope:
         return JSONResponse({"object": "list", "data": await to_thread.run_sync(texts)})
 
 
-def _prepare(service: Service, body: str) -> tuple[MicroscopeFields, Request]:
+def _prepare(service: Service, body: str, caller: Caller) -> tuple[MicroscopeFields, Choice]:
     """On a worker thread: a long prompt takes a while to read."""
     fields = parse(MicroscopeFields, body)
     fields.check()
-    if fields.model:
-        service.check_model(fields.model)
+    fields.model = fields.model or service.model_id
     if fields.prompt is not None:
+        service.check_model(fields.model)
         tokens = service.tokenizer.encode(fields.prompt)
+        length = service.answer_length(len(tokens), fields.answer_limit(), DEFAULT_TOKENS)
+        (request,) = service.requests(tokens, replace(fields.sampling(service.defaults), max_tokens=length))
+        choice = Choice(request, 0)
     else:
-        messages = fields.plain_messages()
-        if service.chat_template is None:
-            raise invalid(
-                f"the model {service.model_id!r} has no chat template; send prompt", "messages", "no_chat_template"
-            )
-        tokens = service.tokenizer.encode(service.chat_template.render(messages), add_special_tokens=False)
-    room = service.driver.engine.max_model_len - len(tokens)
-    request = Request(tokens, fields.sampling(service.defaults, min(DEFAULT_TOKENS, room)), record_selection=True)
-    service.driver.engine.check(request)
-    return fields, request
+        turn = turn_of(fields, service)
+        if any(message.role == "root" for message in turn.messages):
+            require_scope(caller, "root")
+        (choice,) = service.choices(turn)
+        request = choice.request
+        if fields.answer_limit() is None:
+            request.params = replace(request.params, max_tokens=min(request.params.max_tokens, DEFAULT_TOKENS))
+    request.record_selection = True
+    return fields, choice
 
 
 def _block_ids(text: str, blocks: int) -> list[int]:
@@ -146,64 +156,66 @@ def _opening(service: Service, record: Record) -> dict[str, Any]:
     }
 
 
-def _closing(request: Request) -> dict[str, Any]:
-    counted = usage(len(request.prompt), len(request.output), request.cached_tokens)
-    return {"finish_reason": request.finish_reason, "usage": counted}
+def _closing(exchange: Exchange) -> dict[str, Any]:
+    (choice,) = exchange.choices
+    finish = None if choice.finish is None else FINISH[choice.finish]
+    return {"finish_reason": finish, "usage": usage(exchange.usage, exchange)}
 
 
 class _Tokens:
-    """Tokens of one request as they are shown, each with its selections. `text` is the part of the answer that became
-    final with the token: empty for one that ends the answer or leaves a character unfinished."""
+    """The tokens of a choice that have not been shown yet, each with its selections.
 
-    def __init__(self) -> None:
-        self._index = self._seen = 0
+    `text` is what the token adds to the answer as generated, markup included: empty for one that ends the answer or
+    leaves a character unfinished.
+    """
 
-    def take(self, update: Update) -> list[dict[str, Any]]:
-        shown = []
-        for i, token in enumerate(update.tokens):
-            text = update.text if i == len(update.tokens) - 1 else ""
-            read = [{"layer": s.layer, "blocks": s.blocks} for s in self._selections(update.request)]
-            shown.append({"index": self._index, "token": token, "text": text, "selections": read})
-            self._index += 1
+    def __init__(self, choice: Choice, decoder: Decoder) -> None:
+        self._choice, self._index, self._seen = choice, 0, 0
+        self._text = Detokenizer(decoder)
+
+    def take(self) -> list[dict[str, Any]]:
+        choice, request = self._choice, self._choice.request
+        shown: list[dict[str, Any]] = []
+        # The engine's thread may be ahead: choice.tokens counts those that are part of the answer.
+        for index in range(self._index, choice.tokens):
+            token = request.output[index]
+            text = "" if token in request.stop_ids else self._text.push(token)
+            read = [{"layer": s.layer, "blocks": s.blocks} for s in self._selections(index)]
+            shown.append({"index": index, "token": token, "text": text, "selections": read})
+        self._index += len(shown)
+        if choice.finish is not None and shown:
+            shown[-1]["text"] += self._text.flush()
         return shown
 
-    def _selections(self, request: Request) -> list[Selection]:
-        # The engine's thread may be a token ahead already: only this token's are taken.
-        start, known = self._seen, request.selections
-        while self._seen < len(known) and known[self._seen].token_index <= self._index:
+    def _selections(self, index: int) -> Sequence[Selection]:
+        start, known = self._seen, self._choice.request.selections
+        while self._seen < len(known) and known[self._seen].token_index <= index:
             self._seen += 1
         return known[start : self._seen]
 
 
-async def _collect(service: Service, stream: Stream) -> list[dict[str, Any]]:
-    tokens, shown = _Tokens(), []
-    async for update in stream.updates():
-        if update is not None:
-            if update.error is not None:
-                raise update.error
-            shown += tokens.take(update)
-    return shown
+async def _collect(exchange: Exchange) -> list[dict[str, Any]]:
+    tokens = _Tokens(exchange.choices[0], exchange.service.tokenizer)
+    async for _ in exchange.pieces():
+        pass
+    return tokens.take()
 
 
-async def _frames(service: Service, stream: Stream, opening: dict[str, Any]) -> AsyncIterator[bytes]:
+async def _frames(exchange: Exchange, opening: dict[str, Any]) -> AsyncIterator[bytes]:
     """Events start, progress, token and end. An error is the last frame, and no [DONE] follows."""
-    tokens = _Tokens()
-    (request,) = stream.requests
-    processed = 0
+    tokens = _Tokens(exchange.choices[0], exchange.service.tokenizer)
     try:
         yield frame({"type": "start", **opening})
-        async for update in stream.updates(service.keep_alive):
-            if update is None:
+        async for piece in exchange.pieces(exchange.service.keep_alive):
+            if piece is None:
                 yield KEEP_ALIVE
                 continue
-            if update.error is not None:
-                raise update.error
-            if update.processed > processed:
-                processed = update.processed
-                yield frame({"type": "progress", "processed": processed, "total": len(request.prompt)})
-            for token in tokens.take(update):
+            if piece.progress is not None:
+                processed, total = piece.progress
+                yield frame({"type": "progress", "processed": processed, "total": total})
+            for token in tokens.take():
                 yield frame({"type": "token", **token})
-        yield frame({"type": "end", **_closing(request)})
+        yield frame({"type": "end", **_closing(exchange)})
         yield DONE
     except Exception as error:
         yield frame(as_api_error(error).body())

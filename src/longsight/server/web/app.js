@@ -13,8 +13,8 @@ const contexts = new Map(); // model id -> context length
 const scope = new Scope();
 const chat = new Chat({
   contextLength: () => contexts.get(settings.model),
-  openMicroscope(messages) {
-    scope.setMessages(messages);
+  openMicroscope(conversation) {
+    scope.setConversation(conversation);
     show("microscope");
     byId("scope-run").focus();
   },

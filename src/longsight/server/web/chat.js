@@ -13,7 +13,7 @@ const send = byId("send");
 const stop = byId("stop");
 
 export class Chat {
-  /** contextLength() of the chosen model; openMicroscope(messages, answer) shows an answer's attention. */
+  /** contextLength() of the chosen model; openMicroscope({messages, tools, thinking}) asks the same there. */
   constructor({ contextLength, openMicroscope }) {
     this.contextLength = contextLength;
     this.openMicroscope = openMicroscope;
@@ -93,9 +93,10 @@ export class Chat {
 
   async answer() {
     const messages = this.messages();
+    const asked = { messages };
     const view = new AnswerView({
       onRetry: () => this.retry(view),
-      onMicroscope: () => this.openMicroscope(messages),
+      onMicroscope: () => this.openMicroscope(asked),
       onResults: () => !this.abort && this.answer(),
       onDraw: () => this.follow(),
     });
@@ -104,7 +105,9 @@ export class Chat {
     this.running(true);
     const outcome = {};
     try {
-      for await (const chunk of events("v1/chat/completions", this.request(messages), abort.signal)) {
+      const body = this.request(messages);
+      Object.assign(asked, { tools: body.tools, thinking: body.thinking });
+      for await (const chunk of events("v1/chat/completions", body, abort.signal)) {
         if (chunk.prompt_progress) view.showProgress(chunk.prompt_progress);
         if (chunk.usage) outcome.usage = chunk.usage;
         for (const choice of chunk.choices ?? []) {

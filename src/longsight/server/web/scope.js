@@ -18,7 +18,7 @@ const canvas = byId("grid");
 
 export class Scope {
   constructor() {
-    this.messages = null; // a conversation from the chat, in place of the text field
+    this.conversation = null; // {messages, tools, thinking} from the chat, in place of the text field
     this.tokens = [];
     this.chosen = -1;
     this.grid = new Grid(
@@ -37,7 +37,7 @@ export class Scope {
     byId("scope-stop").addEventListener("click", () => this.abort?.abort());
     byId("scope-needle").addEventListener("click", () => this.setText(needlePrompt(NEEDLE_CHARACTERS)));
     byId("scope-file").addEventListener("change", (event) => this.loadFile(event.target));
-    byId("scope-drop").addEventListener("click", () => this.setMessages(null));
+    byId("scope-drop").addEventListener("click", () => this.setConversation(null));
     byId("zoom-in").addEventListener("click", () => this.grid.zoomBy(0.5));
     byId("zoom-out").addEventListener("click", () => this.grid.zoomBy(2));
     byId("zoom-all").addEventListener("click", () => this.grid.zoom(0, this.grid.blocks));
@@ -50,7 +50,7 @@ export class Scope {
   }
 
   setText(text) {
-    this.setMessages(null);
+    this.setConversation(null);
     prompt.value = text;
     prompt.scrollTop = prompt.scrollHeight;
   }
@@ -61,12 +61,13 @@ export class Scope {
     field.value = "";
   }
 
-  /** Looks at the answer to these messages; null goes back to the text field. */
-  setMessages(messages) {
-    this.messages = messages;
-    byId("scope-text").hidden = messages !== null;
-    byId("scope-conversation").hidden = messages === null;
-    if (messages) byId("scope-count").textContent = `The conversation, ${messages.length} message${messages.length === 1 ? "" : "s"}`;
+  /** Looks at the answer to this conversation; null goes back to the text field. */
+  setConversation(conversation) {
+    this.conversation = conversation;
+    byId("scope-text").hidden = conversation !== null;
+    byId("scope-conversation").hidden = conversation === null;
+    const n = conversation?.messages.length;
+    byId("scope-count").textContent = `The conversation, ${n} message${n === 1 ? "" : "s"}`;
   }
 
   request() {
@@ -76,13 +77,13 @@ export class Scope {
       max_tokens: Number(form.elements.tokens.value),
       temperature: Number(form.elements.heat.value),
     };
-    if (this.messages) return { ...body, messages: this.messages };
+    if (this.conversation) return { ...body, ...this.conversation };
     if (form.elements.kind.value === "text") return { ...body, prompt: prompt.value };
     return { ...body, messages: [{ role: "user", content: prompt.value }] };
   }
 
   async run() {
-    if (this.abort || (!this.messages && !prompt.value)) return;
+    if (this.abort || (!this.conversation && !prompt.value)) return;
     this.reset();
     const abort = (this.abort = new AbortController());
     const progress = progressBar("Reading");

@@ -15,7 +15,7 @@ apply();
 export function themeButton(button, changed) {
   const show = () => {
     const name = NAMES[settings.theme] ?? NAMES[""];
-    button.textContent = name;
+    button.textContent = `◐ ${name}`;
     button.setAttribute("aria-label", `Colours: ${name}. Change`);
   };
   button.addEventListener("click", () => {
