@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import string
 from array import array
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from longsight.server.identity import ANONYMOUS, Caller
 from longsight.server.scope_records import Records
 from longsight.server.usage import UsageRecord
 
+DOCS = Path(__file__).parent.parent / "docs" / "web.md"
 PATH = "/v1/longsight/microscope"
 PROMPT = "x1y2z3w4 " * 40  # 360 tokens, 23 blocks of 16
 _RNG = random.Random(5)
@@ -83,6 +85,10 @@ def test_selections_are_the_engines_own_and_the_needle_is_read(constructed: Path
         assert needle.question + needle.answer in "".join(b["text"] for b in found)
         for block in found:
             assert block["text"] == needle.text[block["start"] : block["end"]]
+
+        (documented,) = re.findall(r"-d '(.*)'", DOCS.read_text())
+        answer = http.post(PATH, content=documented).json()
+        assert [(t["text"], t["token"]) for t in answer["tokens"]] == [("c", 99), ("a", 97)]
 
         streamed = events_of(http.post(PATH, json={**body, "stream": True}).text)
         assert streamed[-1] == "[DONE]"

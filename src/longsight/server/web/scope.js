@@ -8,7 +8,7 @@ import { needlePrompt } from "./needle.js";
 import { settings } from "./settings.js";
 
 const NEEDLE_CHARACTERS = 48_000;
-const LISTED = 24; // blocks in the list of what was read
+const LISTED = 48; // blocks in the list of what was read
 const form = byId("scope-form");
 const prompt = byId("scope-prompt");
 const strip = byId("strip");
