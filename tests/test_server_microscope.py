@@ -187,6 +187,13 @@ def test_a_conversation_is_written_as_the_chat_endpoint_writes_it() -> None:
         assert (records[1].status, records[1].completion_tokens) == ("ok", run["usage"]["completion_tokens"])
 
 
+def test_it_is_in_the_document_of_routes(http: httpx.Client) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    assert {"post"} == set(paths[PATH])
+    assert {"get"} == set(paths[PATH + "/{id}/blocks"])
+    assert not any(path.startswith("/web") for path in paths)
+
+
 def test_the_gate_is_asked() -> None:
     class Shut:
         def admit(self, caller: Caller, tokens: int) -> Ticket:

@@ -27,7 +27,7 @@ from longsight.server.errors import as_api_error, invalid
 from longsight.server.exchange import Exchange
 from longsight.server.identity import Caller, caller_of, require_scope
 from longsight.server.openai import FINISH, usage
-from longsight.server.schema import ChatFields, parse
+from longsight.server.schema import ChatFields, answer_format, parse
 from longsight.server.scope_records import Record, Records
 from longsight.server.service import Service
 from longsight.server.sse import DONE, KEEP_ALIVE, EventStream, frame
@@ -118,7 +118,9 @@ def _prepare(service: Service, body: str, caller: Caller) -> tuple[MicroscopeFie
         service.check_model(fields.model)
         tokens = service.tokenizer.encode(fields.prompt)
         length = service.answer_length(len(tokens), fields.answer_limit(), DEFAULT_TOKENS)
-        (request,) = service.requests(tokens, replace(fields.sampling(service.defaults), max_tokens=length))
+        grammar = answer_format(fields.response_format)
+        params = replace(fields.sampling(service.defaults), max_tokens=length, grammar=grammar)
+        (request,) = service.requests(tokens, params)
         choice = Choice(request, 0)
     else:
         turn = turn_of(fields, service)
