@@ -16,9 +16,10 @@ from starlette.types import ASGIApp
 from fake_model import ByteTokenizer, FakeModel, LookupModel, byte_grammars
 from longsight.chat.template import ChatTemplate
 from longsight.engine import Engine, EngineDriver
+from longsight.model import Model
 from longsight.server.app import create_app
 from longsight.server.listen import listen
-from longsight.server.service import Service
+from longsight.server.service import Service, Tokenizer
 
 TEMPLATE = "{{ messages | map(attribute='content') | join('\n') }}"
 
@@ -27,7 +28,7 @@ TEMPLATE = "{{ messages | map(attribute='content') | join('\n') }}"
 class LiveServer:
     url: str
     engine: Engine
-    model: FakeModel
+    model: Any
 
     @contextmanager
     def client(self, **options: Any) -> Iterator[openai.OpenAI]:
@@ -49,7 +50,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 @contextmanager
 def live_server(
-    model: FakeModel | None = None,
+    model: FakeModel | Model | None = None,
     *,
     pages: int = 64,
     chunk_tokens: int = 64,
@@ -58,14 +59,15 @@ def live_server(
     template: str | None = TEMPLATE,
     speculate: bool = True,
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+    tokenizer: Tokenizer | None = None,
     **service_options: Any,
 ) -> Iterator[LiveServer]:
     model = model or LookupModel()
-    tokenizer = ByteTokenizer()
+    tokenizer = tokenizer or ByteTokenizer()
     engine = Engine(
         model,  # type: ignore[arg-type]
         tokenizer,
-        kv_bytes=pages * model.config.page_bytes(),
+        kv_bytes=pages * model.config.page_bytes(model.dtype),
         chunk_tokens=chunk_tokens,
         max_running=max_running,
         speculate=speculate,

@@ -14,14 +14,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from longsight import __version__
 from longsight.ops import LongsightError
+from longsight.server import web
 from longsight.server.auth import Authentication
 from longsight.server.body import ClientGoneError
 from longsight.server.chat_completions import chat_completions
 from longsight.server.completions import completions
 from longsight.server.errors import on_error, on_http_exception, respond, retry_headers
 from longsight.server.files import routes as file_routes
+from longsight.server.microscope import Microscope
 from longsight.server.openai import model_card
 from longsight.server.openapi import openapi
 from longsight.server.service import Service
@@ -32,7 +33,7 @@ def create_app(service: Service) -> Starlette:
     """The ASGI application over one service. Its engine's thread is the caller's to close."""
     app = Starlette(
         routes=[
-            Route("/", root),
+            *web.routes(),
             Route("/health", health),
             Route("/openapi.json", openapi),
             Route("/v1/models", models),
@@ -41,6 +42,7 @@ def create_app(service: Service) -> Starlette:
             Route("/v1/completions", completions, methods=["POST"]),
             *file_routes,
             *usage_routes,
+            *Microscope().routes(),
         ],
         middleware=middleware(service),
         exception_handlers={
@@ -59,10 +61,6 @@ def middleware(service: Service) -> list[Middleware]:
     if service.authenticator is not None:
         layers.append(Middleware(Authentication, authenticator=service.authenticator))
     return layers
-
-
-async def root(request: Request) -> Response:
-    return JSONResponse({"name": "longsight", "version": __version__})
 
 
 async def health(request: Request) -> Response:

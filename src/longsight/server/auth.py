@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from longsight.server.errors import unauthorized
 from longsight.server.identity import Caller, require_scope
 
-PUBLIC = {"/health", "/ready"}
+PUBLIC = {"/health", "/ready", "/"}
+PUBLIC_FILES = "/web/"  # the page itself; what it asks of the API needs the key that is typed into it
 PUBLIC_HEAD = {"/", "/anthropic"}  # clients look whether the server is there
 SCOPE_OF = (
     ("/v1/chat", "chat"),
@@ -20,6 +21,7 @@ SCOPE_OF = (
     ("/v1/responses", "chat"),
     ("/v1/messages", "chat"),
     ("/anthropic/v1/messages", "chat"),
+    ("/v1/longsight", "chat"),
     ("/v1/files", "files"),
     ("/v1/usage", "usage"),
     ("/v1/token_plan", "usage"),
@@ -70,7 +72,7 @@ class Authentication:
 
 
 def is_public(method: str, path: str) -> bool:
-    return path in PUBLIC or (method == "HEAD" and path in PUBLIC_HEAD)
+    return path in PUBLIC or path.startswith(PUBLIC_FILES) or (method == "HEAD" and path in PUBLIC_HEAD)
 
 
 def scope_of(path: str) -> str | None:

@@ -10,11 +10,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from longsight import __version__
+from longsight.server.microscope import MicroscopeFields
 from longsight.server.schema import ChatFields, CommonFields, CompletionFields
 
 BODIES: Mapping[str, type[CommonFields]] = {
     "/v1/chat/completions": ChatFields,
     "/v1/completions": CompletionFields,
+    "/v1/longsight/microscope": MicroscopeFields,
 }
 # Routes whose bodies are checked by hand, and what is sure about them.
 OBJECTS: Mapping[str, tuple[str, ...]] = {

@@ -1,0 +1,85 @@
+// The page: models, tabs, settings, theme.
+
+import { getJson } from "./api.js";
+import { Chat } from "./chat.js";
+import { byId, errorBox, h } from "./dom.js";
+import { Scope } from "./scope.js";
+import { bind, set, settings } from "./settings.js";
+import { themeButton } from "./theme.js";
+
+const select = byId("model");
+const contexts = new Map(); // model id -> context length
+
+const scope = new Scope();
+const chat = new Chat({
+  contextLength: () => contexts.get(settings.model),
+  openMicroscope(conversation) {
+    scope.setConversation(conversation);
+    show("microscope");
+    byId("scope-run").focus();
+  },
+});
+
+async function loadModels() {
+  const place = byId("page-status");
+  try {
+    const { data } = await getJson("v1/models");
+    contexts.clear();
+    for (const { id, context_length: length } of data) contexts.set(id, length);
+    select.replaceChildren(...data.map(({ id }) => h("option", { value: id }, id)));
+    if (!contexts.has(settings.model)) set("model", data[0]?.id ?? "");
+    select.value = settings.model;
+    place.replaceChildren();
+    chat.showContext();
+  } catch (error) {
+    place.replaceChildren(errorBox(error, loadModels));
+  }
+}
+
+const tabs = [byId("tab-chat"), byId("tab-microscope")];
+
+function show(name) {
+  for (const tab of tabs) {
+    const chosen = tab.getAttribute("aria-controls") === name;
+    tab.setAttribute("aria-selected", String(chosen));
+    tab.tabIndex = chosen ? 0 : -1;
+    byId(tab.getAttribute("aria-controls")).hidden = !chosen;
+  }
+  history.replaceState(null, "", `#${name}`);
+  scope.grid.draw();
+}
+
+for (const tab of tabs) {
+  tab.addEventListener("click", () => show(tab.getAttribute("aria-controls")));
+  tab.addEventListener("keydown", (event) => {
+    if (event.key !== "ArrowRight" && event.key !== "ArrowLeft") return;
+    const other = tabs[1 - tabs.indexOf(tab)];
+    show(other.getAttribute("aria-controls"));
+    other.focus();
+  });
+}
+
+const panel = byId("settings");
+const panelButton = byId("settings-button");
+
+function openSettings(open) {
+  panel.hidden = !open;
+  panelButton.setAttribute("aria-expanded", String(open));
+}
+
+panelButton.addEventListener("click", () => openSettings(panel.hidden));
+panel.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  openSettings(false);
+  panelButton.focus();
+});
+bind(panel.querySelector("form"));
+panel.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
+panel.querySelector("[name=key]").addEventListener("change", loadModels);
+select.addEventListener("change", () => {
+  set("model", select.value);
+  chat.showContext();
+});
+themeButton(byId("theme"), () => scope.grid.draw());
+show(location.hash === "#microscope" ? "microscope" : "chat");
+loadModels();

@@ -1,0 +1,501 @@
+"""The web page in a real browser, over real servers."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import string
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from starlette.responses import JSONResponse
+
+from live_server import LiveServer, live_server
+from longsight.model import load_model
+from longsight.model.needle import NeedlePrompt, hide_needle
+from longsight.model.tokenizer import Tokenizer
+from longsight.server import web
+from scripted_server import Scripted, delta, ended, scripted_server
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine: the page's tests need one (Debian: apt-get install chromium)"
+)
+BLOCK = 128
+_RNG = random.Random(5)
+WORDS = " ".join(_RNG.choices(["".join(_RNG.choices(string.ascii_lowercase, k=5)) for _ in range(500)], k=900))
+
+
+@dataclass
+class Tab:
+    """A page, and what went wrong on it. expected: parts of console messages that a test provokes."""
+
+    page: Page
+    problems: list[str] = field(default_factory=list)
+    expected: list[str] = field(default_factory=list)
+
+    def open(self, url: str, model: str) -> Page:
+        def check_request(request: Any) -> None:
+            if not request.url.startswith(url.split("#")[0]):
+                self.problems.append(f"a request to {request.url}")
+
+        self.page.on("request", check_request)
+        self.page.goto(url)
+        expect(self.page.locator("#model")).to_have_value(model)
+        return self.page
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        # Without the sandbox: containers run tests as root, where Chromium refuses to start with it.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(browser: Browser) -> Iterator[Tab]:
+    context = browser.new_context(viewport={"width": 1100, "height": 800}, color_scheme="light")
+    context.set_default_timeout(15_000)
+    tab = Tab(context.new_page())
+    tab.page.on("console", lambda m: tab.problems.append(m.text) if m.type in ("error", "warning") else None)
+    tab.page.on("pageerror", lambda error: tab.problems.append(str(error)))
+    yield tab
+    context.close()
+    assert [p for p in tab.problems if not any(words in p for words in tab.expected)] == []
+
+
+@pytest.fixture(scope="module")
+def real(constructed: Path) -> Iterator[LiveServer]:
+    """The built-in model behind the real engine."""
+    model, tokenizer = load_model(constructed), Tokenizer.from_dir(constructed)
+    with live_server(model, tokenizer=tokenizer, pages=80, chunk_tokens=2048) as server:
+        yield server
+        server.engine.prefix_cache.clear()
+
+
+@pytest.fixture
+def script() -> Iterator[Scripted]:
+    with scripted_server() as script:
+        yield script
+
+
+@pytest.fixture(scope="module")
+def needle() -> NeedlePrompt:
+    """The needle lies inside block 15 of 40."""
+    return hide_needle(WORDS, 5000, 0.4, offset=15 * BLOCK + 30, seed=2)
+
+
+def say(page: Page, text: str) -> Locator:
+    """Sends a message; the answer it gets."""
+    page.fill("#input", text)
+    page.press("#input", "Enter")
+    return page.locator(".message.assistant").last
+
+
+def test_who_gets_the_page_and_who_gets_json(server: LiveServer) -> None:
+    with httpx.Client(base_url=server.url) as http:
+        page = http.get("/", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+        assert page.headers["content-type"].startswith("text/html")
+        assert page.headers["content-security-policy"].startswith("default-src 'self'")
+        assert page.headers["vary"].lower() == "accept"
+        assert http.get("/", headers={"accept": "application/json"}).json()["name"] == "longsight"
+        assert http.head("/").status_code == http.head("/", headers={"accept": "text/html"}).status_code == 200
+        linked = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+        assert "web/app.js" in linked
+        for file in sorted(web.FILES.iterdir()):
+            response = http.get(f"/web/{file.name}")
+            assert response.content == file.read_bytes()
+            assert response.headers["x-content-type-options"] == "nosniff"
+            assert "default-src 'self'" in response.headers["content-security-policy"]
+            addresses = re.findall(r"https?://[^\s\"']+", response.text)
+            assert set(addresses) <= {"http://www.w3.org/2000/svg"}, file
+            assert http.get(f"/web/{file.name}", headers={"if-none-match": response.headers["etag"]}).status_code == 304
+        for wrong in ("/web/nothing.js", "/web/", "/web/..%2fapp.py", "/web/%2e%2e/app.py"):
+            response = http.get(wrong)
+            assert response.status_code == 404
+            assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+@needs_browser
+def test_a_conversation_with_the_engine(real: LiveServer, tab: Tab, needle: NeedlePrompt) -> None:
+    tab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = tab.open(real.url, "tiny")
+    page.click("#settings-button")
+    page.fill("[name=temperature]", "0")
+    page.fill("[name=maxTokens]", "9")
+    page.fill("[name=system]", needle.text[:2500])
+    page.keyboard.press("Escape")
+    expect(page.locator("#settings")).to_be_hidden()
+    # The message is stripped of its last space, which the chat template of the tests has no part in.
+    answer = say(page, needle.text[2501:])
+    expect(answer.locator(".text")).to_have_text(f" {needle.answer[:8]}".strip())
+    expect(answer.locator("footer")).to_contain_text("9 tokens · cut at the length limit")
+    limit = f"{real.engine.max_model_len:,}"
+    expect(page.locator("#meter .words")).to_have_text(f"5,008 of {limit} tokens")
+    assert page.locator("#meter .bar").get_attribute("aria-valuenow") == "5008"
+
+    answer.get_by_text("Copy").click()
+    expect(answer.get_by_text("Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()").strip() == needle.answer[:8]
+
+    answer.get_by_text("Retry").click()
+    expect(page.locator("#meter .words")).to_have_text(re.compile(r"5,008 of .* tokens, 4,\d\d\d cached"))
+    expect(page.locator(".message.assistant")).to_have_count(1)
+    expect(page.locator(".message.assistant .text")).to_have_text(needle.answer[:8])
+    cached, fresh = (page.locator(f"#meter .{name}").bounding_box() for name in ("cached", "fresh"))
+    assert cached is not None
+    assert fresh is not None
+    assert cached["width"] > fresh["width"] > 0
+
+    # The same conversation under the microscope.
+    page.locator(".message.assistant").get_by_text("Microscope").click()
+    expect(page.locator("#scope-count")).to_have_text("The conversation, 2 messages")
+    page.fill("[name=tokens]", "4")
+    page.click("#scope-run")
+    expect(page.locator("#strip button")).to_have_count(4)
+    page.click("#tab-chat")
+    page.click("#new-chat")
+    expect(page.locator(".message")).to_have_count(0)
+    expect(page.locator("#meter .words")).to_have_text(f"0 of {limit} tokens")
+
+
+def colours(page: Page) -> list[str]:
+    """The colours on the grid of more than a few pixels."""
+    return list(
+        page.evaluate("""() => {
+          const grid = document.getElementById("grid");
+          const data = grid.getContext("2d").getImageData(0, 0, grid.width, grid.height).data;
+          const counts = {};
+          for (let i = 0; i < data.length; i += 4) {
+            const c = `rgb(${data[i]}, ${data[i + 1]}, ${data[i + 2]})`;
+            if (data[i + 3] === 255) counts[c] = (counts[c] ?? 0) + 1;
+          }
+          return Object.keys(counts).filter((c) => counts[c] > 20);
+        }""")
+    )
+
+
+def point_at(page: Page, lane: int, block: int, blocks: int) -> tuple[float, float]:
+    box = page.locator("#grid").bounding_box()
+    assert box is not None
+    gutter = float(page.locator("#grid").get_attribute("data-gutter") or 0)
+    row = float(page.locator("#grid").get_attribute("data-row-height") or 0)
+    return box["x"] + gutter + (block + 0.5) / blocks * (box["width"] - gutter), box["y"] + (lane + 0.5) * row
+
+
+@needs_browser
+def test_the_microscope_shows_that_the_needle_is_read(real: LiveServer, tab: Tab, needle: NeedlePrompt) -> None:
+    page = tab.open(real.url, "tiny")
+    page.click("#tab-microscope")
+    page.fill("#scope-prompt", needle.text)
+    page.fill("[name=tokens]", "9")
+    page.click("#scope-run")
+    tokens = page.locator("#strip button")
+    expect(tokens).to_have_count(9)
+    expect(page.locator("#scope-run")).to_be_visible()
+    assert tokens.all_inner_texts() == list(needle.answer)
+    expect(page.locator("#read-count")).to_have_text(re.compile(r"It read \d+ of 40 blocks"))
+    drawn = colours(page)
+    for name in ("read", "unread"):
+        colour = page.locator(f"#swatch-{name}").evaluate("e => getComputedStyle(e).backgroundColor")
+        assert colour in drawn, name
+
+    # Every token of the answer read the block that holds it.
+    for i in range(9):
+        tokens.nth(i).click()
+        expect(page.locator("#token-caption")).to_have_text(f"Token {i + 1} of 9, “{needle.answer[i]}”")
+        expect(page.locator("#read-list [data-block='15']")).to_be_visible()
+    page.mouse.move(*point_at(page, 1, 15, 40))
+    tooltip = page.locator("#tooltip")
+    expect(tooltip).to_contain_text(needle.question + needle.answer)
+    expect(tooltip).to_contain_text("Block 15")
+    expect(tooltip).to_contain_text("read by layer 1 group 0")
+    expect(tooltip).to_contain_text("tokens 1,920 to 2,047")
+    page.mouse.move(*point_at(page, 0, 3, 40))
+    expect(tooltip).to_contain_text("not read for this token")
+    page.mouse.move(5, 5)
+    expect(tooltip).to_be_hidden()
+
+    page.mouse.click(*point_at(page, 1, 15, 40))
+    expect(page.locator("#block-text pre")).to_contain_text(needle.answer)
+    expect(page.locator("#read-list [data-block='15']")).to_have_attribute("aria-pressed", "true")
+
+    # Drag from block 10 to block 20: the needle's block is then in the middle of the picture.
+    page.mouse.move(*point_at(page, 1, 10, 40))
+    page.mouse.down()
+    page.mouse.move(*point_at(page, 1, 20, 40), steps=3)
+    page.mouse.up()
+    expect(page.locator("#range")).to_have_text("blocks 10 to 20, tokens 1,280 to 2,687")
+    page.mouse.move(*point_at(page, 1, 5, 11))
+    expect(tooltip).to_contain_text("Block 15")
+    page.click("#zoom-all")
+    expect(page.locator("#range")).to_have_text("blocks 0 to 39, tokens 0 to 5,119")
+
+
+@needs_browser
+def test_the_microscope_by_keyboard(real: LiveServer, tab: Tab, needle: NeedlePrompt) -> None:
+    page = tab.open(f"{real.url}/#microscope", "tiny")
+    page.fill("#scope-prompt", needle.text)
+    page.fill("[name=tokens]", "5")
+    page.press("[name=tokens]", "Enter")
+    expect(page.locator("#strip button")).to_have_count(5)
+    page.focus("#strip [aria-selected=true]")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#strip button").nth(2)).to_be_focused()
+    expect(page.locator("#token-slider")).to_have_value("2")
+    page.keyboard.press("End")
+    expect(page.locator("#token-caption")).to_contain_text("Token 5 of 5")
+    page.focus("#token-slider")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#strip [aria-selected=true]")).to_have_attribute("data-index", "3")
+
+    page.focus("#grid")
+    page.keyboard.press("ArrowDown")
+    for _ in range(page.locator("#read-list button").count()):
+        page.keyboard.press("ArrowRight")
+        if page.locator("#tooltip strong").inner_text() == "Block 15":
+            break
+    expect(page.locator("#tooltip .excerpt")).to_contain_text(needle.answer)
+    page.keyboard.press("Enter")
+    expect(page.locator("#block-text pre")).to_contain_text(needle.answer)
+    page.keyboard.press("+")
+    expect(page.locator("#range")).to_contain_text("blocks 7 to 27")
+    page.keyboard.press("0")
+    expect(page.locator("#range")).to_contain_text("blocks 0 to 39")
+    page.keyboard.press("Escape")
+    expect(page.locator("#tooltip")).to_be_hidden()
+
+
+@needs_browser
+def test_thinking_and_tool_calls(script: Scripted, tab: Tab) -> None:
+    later = threading.Event()
+    function = {
+        "index": 0,
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "weather", "arguments": '{"city": "P'},
+    }
+    rest = {"index": 0, "function": {"arguments": 'aris", "days": [1, 2]}'}}
+    script.answers = [
+        [
+            delta(role="assistant", content=""),
+            delta(reasoning_content="Which city? "),
+            delta(reasoning_content="Paris."),
+            delta(tool_calls=[function]),
+            later,
+            delta(tool_calls=[rest]),
+            *ended("tool_calls", cached=3000),
+        ],
+        [delta(content="Sunny."), *ended()],
+    ]
+    page = tab.open(script.url, "scripted")
+    page.click("#settings-button")
+    page.select_option("[name=thinking]", "enabled")
+    page.fill("[name=tools]", '[{"type": "function", "function": {"name": "weather"}}]')
+    page.fill("[name=system]", "Be brief.")
+    answer = say(page, "How is it in Paris?")
+    card = answer.locator(".call")
+    expect(card.locator(".name")).to_have_text("weather")
+    expect(card.locator("pre")).to_have_text('{\n  "city": "P')
+    thoughts = answer.locator(".thinking")
+    expect(thoughts.locator("summary")).to_have_text("Thoughts")
+    expect(thoughts.locator("div")).to_be_hidden()
+    later.set()
+    expect(card.locator("pre")).to_have_text('{\n  "city": "Paris",\n  "days": [\n    1,\n    2\n  ]\n}')
+    thoughts.locator("summary").click()
+    expect(thoughts.locator("div")).to_have_text("Which city? Paris.")
+    expect(page.locator("#meter .words")).to_have_text("5,000 of 10,000 tokens, 3,000 cached")
+
+    card.get_by_label("Result").fill("28 degrees")
+    answer.get_by_text("Send results").click()
+    expect(page.locator(".message.assistant").last.locator(".text")).to_have_text("Sunny.")
+    (first, _), (second, _) = script.asked
+    assert first["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "How is it in Paris?"},
+    ]
+    assert first["thinking"] == {"type": "enabled"}
+    assert first["reasoning_split"] is first["return_progress"] is first["stream_options"]["include_usage"] is True
+    assert first["tools"][0]["function"]["name"] == "weather"
+    assert "temperature" not in first
+    called, result = second["messages"][2:]
+    assert called["tool_calls"][0] == {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "weather", "arguments": '{"city": "Paris", "days": [1, 2]}'},
+    }
+    assert called["reasoning_content"] == "Which city? Paris."
+    assert result == {"role": "tool", "tool_call_id": "call_1", "content": "28 degrees"}
+
+
+HOSTILE = """\
+<img src=x onerror="document.title='broken into'"><script>document.title = 'broken into'</script>
+## A **bold** *heading* with `<b>code</b>`
+- one [link](https://example.org/a?b=1&c=2)
+  1. nested <i>item</i>
+- two [bad](javascript:document.title='broken%20into') ![x](data:text/html,x)
+
+> said <u>so</u>
+
+```html
+<script>alert("1 **not bold**")</script>
+```
+`` a ` b `` and 2 * 3 * 4, **unclosed"""
+
+
+@needs_browser
+def test_text_of_a_model_never_becomes_markup(script: Scripted, tab: Tab) -> None:
+    pieces = [HOSTILE[i : i + 7] for i in range(0, len(HOSTILE), 7)]
+    script.answers = [[*(delta(content=piece) for piece in pieces), *ended()]]
+    page = tab.open(script.url, "scripted")
+    text = say(page, "<b>Hello</b>").locator(".text")
+    expect(text).to_contain_text("unclosed")
+    expect(page.locator(".message.user .text")).to_have_text("<b>Hello</b>")
+    assert page.title() == "Longsight"
+    assert text.locator("img, script, u, i").count() == 0
+    expect(text).to_contain_text("<img src=x onerror=")
+    expect(text.get_by_role("heading")).to_have_text("A bold heading with <b>code</b>")
+    assert text.locator("strong").all_inner_texts() == ["bold"]
+    assert text.locator("em").all_inner_texts() == ["heading"]
+    expect(text.locator("ul > li").first).to_contain_text("one link")
+    expect(text.locator("ul > li > ol > li")).to_have_text("nested <i>item</i>")
+    assert text.locator("a").evaluate_all("all => all.map(a => a.href)") == ["https://example.org/a?b=1&c=2"]
+    expect(text).to_contain_text("[bad](javascript:")
+    expect(text.locator(".code pre")).to_have_text('<script>alert("1 **not bold**")</script>')
+    expect(text.locator("blockquote")).to_have_text("said <u>so</u>")
+    expect(text).to_contain_text("a ` b and 2 * 3 * 4, **unclosed")
+
+
+@needs_browser
+def test_errors_are_shown_with_their_request(script: Scripted, tab: Tab) -> None:
+    tab.expected = ["Failed to load resource", "ERR_INCOMPLETE_CHUNKED_ENCODING"]
+    refusal = {
+        "error": {"message": "the key is <wrong>", "type": "authentication_error", "param": None, "code": "bad_key"}
+    }
+    failure = {"error": {"message": "a step failed", "type": "server_error", "param": None, "code": "internal_error"}}
+    script.answers = [
+        JSONResponse(refusal, 401, headers={"x-request-id": "req_42"}),
+        [delta(content="Half an "), failure],
+        [delta(content="Cut")],
+        [delta(content="Whole."), *ended()],
+    ]
+    page = tab.open(script.url, "scripted")
+    page.click("#settings-button")
+    page.fill("[name=key]", "sk-mine")
+    answer = say(page, "Hello")
+    expect(answer.get_by_role("alert")).to_contain_text("the key is <wrong>")
+    expect(answer.get_by_role("alert")).to_contain_text("HTTP 401 · bad_key · req_42")
+    for shown, message in (("Half an", "a step failed"), ("Cut", "The connection ended before the answer did.")):
+        page.locator(".message.assistant").get_by_text("Retry").click()
+        expect(page.get_by_role("alert")).to_contain_text(message)
+        expect(page.get_by_role("alert")).to_contain_text("req_7")
+        expect(page.locator(".message.assistant .text")).to_have_text(shown)
+    page.locator(".message.assistant").get_by_text("Retry").click()
+    expect(page.locator(".message.assistant .text")).to_have_text("Whole.")
+    expect(page.get_by_role("alert")).to_have_count(0)
+    assert {headers["authorization"] for _, headers in script.asked} == {"Bearer sk-mine"}
+    assert all(body["messages"] == [{"role": "user", "content": "Hello"}] for body, _ in script.asked)
+
+    page.fill("[name=tools]", "[{")
+    expect(say(page, "Again").get_by_role("alert")).to_contain_text("Tools in the settings are not valid JSON")
+    page.reload()
+    assert page.locator("[name=key]").input_value() == "sk-mine"
+    page.fill("[name=tools]", "") if page.locator("[name=tools]").is_visible() else page.evaluate(
+        "localStorage.clear()"
+    )
+
+
+@needs_browser
+def test_progress_and_stop(script: Scripted, tab: Tab) -> None:
+    never, more = threading.Event(), threading.Event()
+    progress = {"choices": [], "prompt_progress": {"processed": 1024, "total": 4096}}
+    script.answers = [[progress, more, delta(content="Some text"), ": keep-alive\n\n", never]]
+    page = tab.open(script.url, "scripted")
+    answer = say(page, "Read this")
+    bar = answer.get_by_role("progressbar")
+    expect(bar).to_have_js_property("value", 1024)
+    expect(bar).to_have_js_property("max", 4096)
+    expect(answer.locator(".progress")).to_have_text("Reading: 1,024 of 4,096 tokens")
+    more.set()
+    expect(answer.locator(".text")).to_have_text("Some text")
+    expect(bar).to_be_hidden()
+    page.click("#stop")
+    expect(answer.locator("footer")).to_contain_text("stopped")
+    assert script.left.wait(10), "the server was not told"
+    expect(page.locator("#send")).to_be_visible()
+    expect(answer.locator(".text")).to_have_text("Some text")
+    never.set()
+
+
+@needs_browser
+def test_a_phone_and_the_dark(real: LiveServer, tab: Tab, needle: NeedlePrompt) -> None:
+    page = tab.page
+    page.set_viewport_size({"width": 375, "height": 667})
+    tab.open(real.url, "tiny")
+
+    def nothing_sticks_out() -> None:
+        sizes = (
+            "e => [document.documentElement.scrollWidth, ...[...e.children].map(c => c.getBoundingClientRect().right)]"
+        )
+        assert max(page.locator("main > section:not([hidden])").evaluate(sizes)) <= 375
+
+    nothing_sticks_out()
+    page.click("#settings-button")
+    nothing_sticks_out()
+    page.fill("[name=maxTokens]", "3")
+    page.click("#settings-button")
+    expect(say(page, needle.text[-600:] + "w" * 300).locator("footer")).to_contain_text("3 tokens")
+    nothing_sticks_out()
+    for button in ("#send", "#new-chat"):
+        expect(page.locator(button)).to_be_in_viewport()
+    page.click("#tab-microscope")
+    page.fill("#scope-prompt", needle.text[:2600])
+    page.fill("[name=tokens]", "2")
+    page.click("#scope-run")
+    expect(page.locator("#strip button")).to_have_count(2)
+    nothing_sticks_out()
+
+    def background() -> str:
+        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    light = background()
+    page.emulate_media(color_scheme="dark")
+    dark = background()
+    assert light != dark
+    for name, colour in (("Light", light), ("Dark", dark), ("System", dark), ("Light", light)):
+        page.click("#theme")
+        expect(page.locator("#theme")).to_contain_text(name)
+        assert background() == colour
+    swatch = page.locator("#swatch-read").evaluate("e => getComputedStyle(e).backgroundColor")
+    expect(page.locator("#grid")).to_be_visible()
+    assert swatch in colours(page)
+    page.reload()
+    expect(page.locator("#theme")).to_contain_text("Light")
+    assert background() == light
+
+
+@needs_browser
+def test_tabs_by_keyboard_and_names_for_everything(real: LiveServer, tab: Tab) -> None:
+    page = tab.open(real.url, "tiny")
+    page.focus("#tab-chat")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#tab-microscope")).to_be_focused()
+    expect(page.locator("#microscope")).to_be_visible()
+    expect(page.locator("#chat")).to_be_hidden()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#chat")).to_be_visible()
+    nameless = page.evaluate("""() => [...document.querySelectorAll("button, input, select, textarea, canvas")]
+      .filter((e) => !(e.getAttribute("aria-label") || e.textContent.trim() || e.labels?.length)
+        || (e.matches("select") && !e.labels.length))
+      .map((e) => e.outerHTML)""")
+    assert nameless == []
