@@ -373,3 +373,20 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     sqlite3.connect(tmp_path / "empty.db").close()
     with pytest.raises(KeyStoreError, match="has no table of keys"):
         KeyStore(str(tmp_path / "empty.db"))
+
+
+def test_what_one_organisation_has_read_is_no_help_to_another(store: KeyStore, guarded: LiveServer) -> None:
+    """A cached prompt shows in the time that its answer takes, so pages are shared within an organisation only."""
+    mine, too, theirs = (store.create(NewKey(organisation=who, name=who))[1] for who in ("red", "red", "blue"))
+    prompt = "The quick brown fox jumps over the lazy dog. " * 3
+
+    def cached(key: str) -> int:
+        with openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=key, max_retries=0) as client:
+            used = client.completions.create(model="tiny", prompt=prompt, max_tokens=1).usage
+        assert used is not None
+        assert used.prompt_tokens_details is not None
+        return used.prompt_tokens_details.cached_tokens or 0
+
+    assert cached(mine) == 0
+    assert cached(too) > 100
+    assert cached(theirs) == 0

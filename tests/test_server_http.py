@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from fake_model import LookupModel
+from fake_model import FakeModel, LookupModel
 from live_server import LiveServer, live_server, wait_for
 
 PROMPT = "x1y2z3w4 " * 40  # 360 tokens, six chunks
@@ -270,3 +270,17 @@ def test_requests_mixed_at_random_lose_no_page(server: LiveServer) -> None:
     for thread in threads:
         thread.join()
     server.wait_until_idle()
+
+
+def test_an_answer_that_its_client_will_not_wait_for_is_given_up() -> None:
+    """The clients say how long they wait: past that, an answer is computed for nobody."""
+    with live_server(FakeModel(seconds=0.02)) as server, httpx.Client(base_url=server.url) as http:
+        fields = body(prompt="abc", max_tokens=200)
+        late = http.post("/v1/completions", json=fields, headers={"x-stainless-timeout": "0.3"})
+        assert error_of(late, 504)["code"] == "timeout"
+        server.wait_until_idle(3)
+        # A stream is never silent for long.
+        patient = {"x-stainless-timeout": "0.3"}
+        with http.stream("POST", "/v1/completions", json={**fields, "stream": True}, headers=patient) as response:
+            lines = [line for line in response.iter_lines() if line]
+        assert lines[-1] == "data: [DONE]"

@@ -32,7 +32,7 @@ async def chat_completions(http: HttpRequest) -> Response:
     body = await read_text(http, service.body_limit)
     # Parsing and tokenizing a megabyte takes a while: not on the loop that answers everyone else.
     fields, turn, choices = await to_thread.run_sync(_prepare, service, body, caller_of(http))
-    exchange = Exchange(http, "openai", turn.service_tier)
+    exchange = Exchange(http, "openai", turn.service_tier, bool(fields.stream))
     exchange.submit(choices)
     split = service.reasoning_format == "split" if fields.reasoning_split is None else fields.reasoning_split
     reasoning: Literal["split", "inline"] = "split" if split else "inline"

@@ -27,7 +27,7 @@ async def completions(http: HttpRequest) -> Response:
     service: Service = http.app.state.service
     body = await read_text(http, service.body_limit)
     fields, choices = await to_thread.run_sync(_prepare, service, body)
-    exchange = Exchange(http, "completions")
+    exchange = Exchange(http, "completions", stream=bool(fields.stream))
     exchange.submit(choices)
     envelope = TextEnvelope(service.model_id, service.tokenizer.decode)
     if fields.stream:

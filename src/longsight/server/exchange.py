@@ -13,8 +13,9 @@ from starlette.requests import Request as HttpRequest
 
 from longsight.engine import Stream
 from longsight.server.answers import Choice, Piece, pieces
+from longsight.server.deadline import deadline_of
 from longsight.server.gate import Ticket
-from longsight.server.identity import Caller, caller_of, require_model
+from longsight.server.identity import ANONYMOUS, Caller, caller_of, require_model
 from longsight.server.service import Service
 from longsight.server.usage import Cost, Status, UsageRecord
 
@@ -33,11 +34,15 @@ class Usage:
 
 @dataclass
 class Exchange:
-    """dialect: openai, completions, responses or anthropic. `submit` first, then `pieces`, and `close` in the end."""
+    """dialect: openai, completions, responses or anthropic. stream: whether the client is told as it goes along.
+
+    `submit` first, then `pieces`, and `close` in the end.
+    """
 
     http: HttpRequest
     dialect: str
     service_tier: str = "standard"
+    stream: bool = False
     choices: Sequence[Choice] = ()
     cost: Cost | None = None
     started: float = field(default_factory=time.time)
@@ -81,6 +86,11 @@ class Exchange:
             most = self.usage.prompt + sum(c.request.params.max_tokens for c in choices)
             longest = max(len(c.request.prompt) + c.request.params.max_tokens for c in choices)
             self._ticket = self.service.gate.admit(self.caller, most, longest)
+        deadline = deadline_of(self.http, stream=self.stream)
+        for choice in choices:
+            choice.request.deadline = deadline
+            # How fast an answer comes tells whether its prompt has been read before: that is for the same organisation.
+            choice.request.cache_salt = b"" if self.caller is ANONYMOUS else self.caller.organisation.encode()
         try:
             self._stream = self.service.driver.submit([c.request for c in choices])
         except BaseException:
