@@ -196,7 +196,7 @@ def test_it_is_in_the_document_of_routes(http: httpx.Client) -> None:
 
 def test_the_gate_is_asked() -> None:
     class Shut:
-        def admit(self, caller: Caller, tokens: int, longest: int = 0) -> Ticket:
+        def admit(self, caller: Caller, tokens: int, longest: int | None = None) -> Ticket:
             raise ApiError(429, f"no room for {tokens} tokens", type="rate_limit_error", code="rate_limit_exceeded")
 
         def headers(self, caller: Caller) -> dict[str, str]:
@@ -223,6 +223,28 @@ def test_a_failing_step_ends_the_stream_with_its_error(server: LiveServer, http:
     assert "a defect in a kernel" in events[-1]["error"]["message"]
     assert "[DONE]" not in events
     error_of(http.post(PATH, json={"prompt": PROMPT}), 500)
+
+
+def test_it_needs_a_key_for_chat_and_shows_blocks_to_its_organisation_only() -> None:
+    class Keys:
+        async def caller(self, token: str) -> Caller:
+            organisation, scope = token.split("-")
+            return Caller(token, organisation, frozenset({scope}))
+
+    with live_server(authenticator=Keys()) as server, httpx.Client(base_url=server.url) as http:
+
+        def bearer(token: str) -> dict[str, str]:
+            return {"authorization": f"Bearer {token}"}
+
+        body = {"prompt": PROMPT, "max_tokens": 1, "temperature": 0}
+        error_of(http.post(PATH, json=body), 401)
+        assert "'chat'" in error_of(http.post(PATH, json=body, headers=bearer("ours-files")), 403)["message"]
+        run = http.post(PATH, json=body, headers=bearer("ours-chat")).json()
+        at = f"{PATH}/{run['id']}/blocks?ids=0"
+        assert http.get(at, headers=bearer("ours-chat")).json()["data"][0]["text"] == PROMPT[:16]
+        error_of(http.get(at), 401)
+        error_of(http.get(at, headers=bearer("ours-files")), 403)
+        assert error_of(http.get(at, headers=bearer("theirs-chat")), 404)["code"] == "run_not_found"
 
 
 def tokens_of(size: int) -> array[int]:

@@ -22,6 +22,7 @@ from longsight.model import load_model
 from longsight.model.needle import NeedlePrompt, hide_needle
 from longsight.model.tokenizer import Tokenizer
 from longsight.server import web
+from longsight.server.auth import StaticKey
 from scripted_server import Scripted, delta, ended, scripted_server
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -413,6 +414,34 @@ def test_errors_are_shown_with_their_request(script: Scripted, tab: Tab) -> None
     page.fill("[name=tools]", "") if page.locator("[name=tools]").is_visible() else page.evaluate(
         "localStorage.clear()"
     )
+
+
+@needs_browser
+def test_a_server_that_asks_for_a_key(tab: Tab) -> None:
+    tab.expected = ["Failed to load resource"]
+    with live_server(authenticator=StaticKey("sk-secret")) as server, httpx.Client(base_url=server.url) as http:
+        for path in ("/web/../v1/models", "/web/%2e%2e/v1/models", "/web/..%2fv1/models", "/web//v1/models"):
+            response = http.send(http.build_request("GET", httpx.URL(server.url, raw_path=path.encode())))
+            assert response.status_code in (401, 404), path
+        page = tab.page
+        page.goto(server.url)
+        expect(page.get_by_role("alert")).to_contain_text("an API key is needed")
+        page.click("#settings-button")
+        page.fill("[name=key]", "sk-secret")
+        page.press("[name=key]", "Tab")
+        expect(page.locator("#model")).to_have_value("tiny")
+        expect(page.get_by_role("alert")).to_have_count(0)
+        page.fill("[name=maxTokens]", "4")
+        page.fill("[name=temperature]", "0")
+        expect(say(page, "abcdefgh abcdefgh abcd").locator(".text")).to_have_text("efgh")
+        page.click("#tab-microscope")
+        page.fill("#scope-prompt", "abcdefgh abcdefgh abcd")
+        page.fill("[name=tokens]", "4")
+        page.click("#scope-run")
+        expect(page.locator("#strip button")).to_have_text(["e", "f", "g", "h"])
+        page.locator("#read-list button").first.click()
+        expect(page.locator("#block-text pre")).to_contain_text("abcd")
+        server.engine.prefix_cache.clear()
 
 
 @needs_browser
