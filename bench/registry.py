@@ -25,6 +25,7 @@ NAMES = (
     "serving",
     "load",
     "http_load",
+    "parser",
 )
 
 
