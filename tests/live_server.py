@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from fake_model import ByteTokenizer, FakeModel, LookupModel, byte_grammars
 from longsight.chat.template import ChatTemplate
 from longsight.engine import Engine, EngineDriver
 from longsight.model import Model
+from longsight.server.access import Sink
 from longsight.server.app import create_app
 from longsight.server.listen import listen
 from longsight.server.service import Service, Tokenizer
@@ -29,6 +30,7 @@ class LiveServer:
     url: str
     engine: Engine
     model: Any
+    service: Service
 
     @contextmanager
     def client(self, **options: Any) -> Iterator[openai.OpenAI]:
@@ -60,6 +62,7 @@ def live_server(
     speculate: bool = True,
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     tokenizer: Tokenizer | None = None,
+    sinks: Sequence[Sink] = (),
     **service_options: Any,
 ) -> Iterator[LiveServer]:
     model = model or LookupModel()
@@ -76,13 +79,15 @@ def live_server(
     driver = EngineDriver(engine, max_queue=max_queue)
     chat_template = ChatTemplate(template) if template is not None else None
     service = Service(driver, tokenizer, "tiny", chat_template, **service_options)
-    server = uvicorn.Server(uvicorn.Config(wrap(create_app(service)), log_level="critical", lifespan="off", ws="none"))
+    server = uvicorn.Server(
+        uvicorn.Config(wrap(create_app(service, sinks)), log_level="critical", lifespan="off", ws="none")
+    )
     listener = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
         wait_for(lambda: server.started)
-        yield LiveServer(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, model)
+        yield LiveServer(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, model, service)
     finally:
         server.should_exit = True
         thread.join(10)

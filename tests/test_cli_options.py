@@ -55,6 +55,8 @@ def test_numbers() -> None:
         (["generate", "--prompt", "x", "--kv-memory", "lots"], "'lots' is not a size"),
         (["generate", "--prompt", "x", "--dtype", "int4"], "invalid choice: 'int4'"),
         (["serve", "--port", "99999"], "'99999' is not a port"),
+        (["serve", "--drain-seconds", "-1"], "'-1' is not a number of seconds, 0 or more"),
+        (["serve", "--drain-seconds", "nan"], "'nan' is not a number of seconds, 0 or more"),
     ],
 )
 def test_wrong_usage_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,8 +70,19 @@ def test_wrong_usage_is_one_line(arguments: list[str], words: str, capsys: pytes
     assert err.count("\n") == 1
 
 
+def test_the_missing_extra_for_traces_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    assert main(["serve", "--port", "0", "--otel", "http://127.0.0.1:4318"]) == 1
+    assert capsys.readouterr().err == (
+        "longsight: error: this command needs opentelemetry, which is not installed; "
+        "try: pip install 'longsight[otel]'\n"
+    )
+
+
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for module in [m for m in sys.modules if m.startswith(("longsight.server", "longsight.chat"))]:
+    for module in [m for m in sys.modules if m.startswith(("longsight.server", "longsight.chat.template"))]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert main(["serve", "--port", "0"]) == 1

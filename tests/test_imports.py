@@ -15,6 +15,7 @@ ROOT = Path(longsight.__file__).parent
 ORDER = ("ops", "model", "engine", "chat", "server", "cli")
 EXTRAS = (
     *("starlette", "uvicorn", "pydantic", "jinja2", "python_multipart", "sqlalchemy", "httpx"),
+    *("prometheus_client", "opentelemetry"),
     *("openai", "anthropic", "matplotlib", "psutil", "transformers", "gguf"),
 )
 

@@ -51,6 +51,8 @@ class StubEngine:
 class StubDriver:
     """Stands where EngineDriver stands; updates come from timers of the event loop."""
 
+    draining = False
+
     def __init__(self) -> None:
         self.engine = StubEngine()
         self.live: dict[Request, asyncio.TimerHandle | None] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
@@ -97,11 +98,15 @@ class _Element:
 class CallParser:
     """The inside of a block of calls. `open` while it lasts; text and tags in, events out.
 
-    visible: False follows the markup and reports nothing.
+    visible: False follows the markup and reports nothing. anomalies: counts of what was malformed, by kind; given by
+    the caller, who may have some of its own.
     """
 
-    def __init__(self, tools: Mapping[str, Any], *, visible: bool = True) -> None:
+    def __init__(
+        self, tools: Mapping[str, Any], *, visible: bool = True, anomalies: Counter[str] | None = None
+    ) -> None:
         self._tools, self._visible = tools, visible
+        self.anomalies: Counter[str] = Counter() if anomalies is None else anomalies
         self.open = False
         self._count = 0
         self._in_block = False
@@ -146,6 +151,7 @@ class CallParser:
 
     def cut_off(self) -> list[Event]:
         """The output has ended. A call under way stays without an end."""
+        self.anomalies["unfinished_call"] += self._in_call
         if self._stack and self._stack[0].streams:
             self._release(self._stack[0])
         self._stack.clear()
@@ -166,10 +172,13 @@ class CallParser:
             self.open = True
             if tag.function:
                 self._begin_call(tag.function)
+            else:
+                self.anomalies["nameless_call"] += 1
         elif not self._in_block:
             self.open = False  # a call that came without a block around it
 
     def _begin_call(self, name: str) -> None:
+        self.anomalies["undeclared_call"] += not self._visible
         self._in_call, self._lost, self._size = True, False, 0
         self._names, self._written, self._waiting = set(), 0, None
         schema = self._tools.get(name, ANYTHING)
@@ -178,6 +187,8 @@ class CallParser:
         self._count += 1
 
     def _end_call(self) -> None:
+        self.anomalies["unclosed_argument"] += bool(self._stack)
+        self.anomalies["oversized_call"] += self._lost
         self._close_all()
         self._end_array()
         self._in_call = False
@@ -192,7 +203,8 @@ class CallParser:
             return
         top = self._stack[-1]
         if len(self._stack) == 1 and self._arguments.knows(name) and not self._fits_inside(top, name):
-            self._close_all()  # the argument before was never closed
+            self.anomalies["unclosed_argument"] += 1
+            self._close_all()
             self._open_argument(name)
         elif top.typed.is_string:
             self._value_text(top, text)

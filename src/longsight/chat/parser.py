@@ -7,6 +7,7 @@ of times, so a megabyte costs a thousand times a kilobyte.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any, Literal
@@ -36,14 +37,15 @@ class OutputParser:
 
     start: the section that the prompt left open; "undecided" where the model itself decides whether to think.
     tools: JSON schema of each tool's arguments; a call of any other name is let through untyped. calls: False drops
-    calls, for requests that declare no tools.
+    calls, for requests that declare no tools. anomalies: counts of what was malformed or dropped, by kind.
     """
 
     def __init__(
         self, start: Start = "undecided", tools: Mapping[str, Any] | None = None, *, calls: bool = True
     ) -> None:
         self._state = _State[start.upper()]
-        self._calls = CallParser(tools or {}, visible=calls)
+        self.anomalies: Counter[str] = Counter()
+        self._calls = CallParser(tools or {}, visible=calls, anomalies=self.anomalies)
         self._pending, self._at = "", 0  # text that has come, and how much of it has been handled
         self._in_tag = False  # a namespace marker has been read, and its tag is yet to come
         self._held = ""  # newlines at the end of the reasoning or before an answer's first word
@@ -69,7 +71,8 @@ class OutputParser:
         if self._state is not _State.DONE:
             self._text("" if self._in_tag else rest)
             self._events += self._calls.cut_off()
-        self._state = _State.DONE
+        self.anomalies["dropped_text"] += any(piece.strip() for piece in self._after_block or ())
+        self._state, self._after_block = _State.DONE, None
         return self._take_events()
 
     def _take_events(self) -> list[Event]:
@@ -108,6 +111,7 @@ class OutputParser:
         self._in_tag = False
         known = tag is not None and tag.name in ("tool_call", "invoke")
         if self._state is not _State.CALL and not known:
+            self.anomalies["stray_marker"] += 1
             return True  # a false start: what follows is text like any other
         text, self._at = self._pending[self._at : end], end
         if self._state is _State.CALL:
@@ -132,6 +136,7 @@ class OutputParser:
         elif self._state is _State.REASONING and not opens:
             self._state = _State.CONTENT
         else:
+            self.anomalies["stray_marker"] += 1
             return
         self._held, self._begun = "", False
 

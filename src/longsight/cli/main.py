@@ -31,6 +31,7 @@ MiniMax-M3-style models with exact sparse attention, on the hardware you have.
 SERVER, DEMO = "longsight[server]", "longsight[demo]"
 EXTRAS = {"starlette": SERVER, "uvicorn": SERVER, "pydantic": SERVER, "jinja2": SERVER, "anyio": SERVER}
 EXTRAS |= {"python_multipart": SERVER, "sqlalchemy": SERVER, "httpx": SERVER}
+EXTRAS |= {"prometheus_client": SERVER, "opentelemetry": "longsight[otel]"}
 EXTRAS |= {"openai": DEMO, "matplotlib": DEMO}
 
 
@@ -81,8 +82,9 @@ def _one_line(error: Exception) -> str | None:
 
     if isinstance(error, LongsightError | OSError):
         return " ".join(str(error).split())
-    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-        return f"this command needs {error.name}, which is not installed; try: pip install '{EXTRAS[error.name]}'"
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if missing in EXTRAS:
+        return f"this command needs {missing}, which is not installed; try: pip install '{EXTRAS[missing]}'"
     return None
 
 

@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,16 +25,15 @@ from longsight.cli.options import (
     model_path,
     port,
     positive,
+    seconds,
 )
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
+    import socket
 
-    from longsight.engine import Engine, EngineDriver
+    from longsight.engine import Engine
     from longsight.server.auth import Authenticator
     from longsight.server.limits import Limits
-
-log = logging.getLogger("longsight")
 
 EXAMPLES = """\
 examples:
@@ -54,10 +52,11 @@ with API keys and limits (without --auth or --api-key, nobody is asked for a key
   longsight serve --auth keys.db --limit rpm=60 --limit concurrency=4
   LONGSIGHT_API_KEY=... longsight serve              one key for everything, without a database
 
-/v1/chat/completions, /v1/completions, /v1/models, /v1/files, /health; for a browser, a page for chat and for looking at
-what the model reads, at /.
+/v1/chat/completions, /v1/completions, /v1/models, /v1/files, /health, /ready, /metrics; for a browser, a page for chat
+and for looking at what the model reads, at /.
 """
-SHUTDOWN_SECONDS = 3
+log = logging.getLogger("longsight")
+LEVELS = ("debug", "info", "warning", "error")
 BUILT_IN_ID = "longsight"
 
 
@@ -65,7 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "serve",
         help="serve a model over the OpenAI API",
-        description="Serve a model over the OpenAI API until Ctrl-C.",
+        description="Serve a model over the OpenAI API until Ctrl-C (at once) or SIGTERM (after what is under way).",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -120,19 +119,44 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="HOST",
         help="fetch by URL from this host whatever its address is; may be given several times",
     )
+    parser.add_argument(
+        "--drain-seconds",
+        type=seconds,
+        default=180.0,
+        metavar="N",
+        help="after SIGTERM, finish the requests under way for up to so long (default 180)",
+    )
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="of log lines (default text)")
+    parser.add_argument(
+        "--log-level",
+        choices=LEVELS,
+        default="info",
+        help="default info: a line per request, never its text",
+    )
+    parser.add_argument(
+        "--otel", metavar="ENDPOINT", help="send traces to this OpenTelemetry collector, as http://127.0.0.1:4318"
+    )
     add_metering_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from longsight.chat.template import ChatTemplate
     from longsight.engine import EngineDriver, SamplingDefaults
+    from longsight.engine.probe import probe
+    from longsight.server import logs
+    from longsight.server.access import Sink
     from longsight.server.app import create_app
     from longsight.server.fetch import FetchLimits
     from longsight.server.file_store import FileStore
     from longsight.server.gate import RateGate
     from longsight.server.listen import listen
+    from longsight.server.run import SHUTDOWN_SECONDS, Server
     from longsight.server.service import Service
+    from longsight.server.tracing import Tracer
 
+    logs.configure(args.log_format, args.log_level)
+    tracer = Tracer.to(args.otel) if args.otel else None
+    sinks: list[Sink] = [logs.AccessLog(), *([tracer] if tracer else [])]
     authenticator, limits = build_authenticator(args), load_limits(args)
     path = model_path(args)
     defaults, template = SamplingDefaults.from_checkpoint(path), ChatTemplate.from_checkpoint(path)
@@ -145,6 +169,7 @@ def run(args: argparse.Namespace) -> int:
         files = stack.enter_context(FileStore(files_dir))
         meter = stack.enter_context(open_meter(args))
         loaded = load(path, args)
+        probe(loaded.model)
         engine = build_engine(loaded, args, args.max_running)
         model_id = args.model_id or (path.resolve().name if args.model else BUILT_IN_ID)
         driver = EngineDriver(engine, max_queue=args.max_queue)
@@ -164,15 +189,18 @@ def run(args: argparse.Namespace) -> int:
             gate=RateGate(limits),
             authenticator=authenticator,
         )
-        announce(listener, model_id, loaded, engine)
+        announce(listener, model_id, loaded, engine, as_text=args.log_format == "text")
         if authenticator is None and not args.host.startswith("127.") and args.host not in ("localhost", "::1"):
             log.warning(f"anyone who reaches {args.host} may use this server; --auth or --api-key asks for a key")
         if warning := limits.floor_warning(engine.max_model_len):
             log.warning(warning)
         try:
-            run_until_signal(create_app(service), listener, driver)
+            server = Server(create_app(service, sinks), driver, drain_seconds=args.drain_seconds)
+            server.run(sockets=[listener])
         finally:
             driver.close(SHUTDOWN_SECONDS)
+            if tracer is not None:
+                tracer.close()
     return 0
 
 
@@ -216,31 +244,23 @@ def load_limits(args: argparse.Namespace) -> Limits:
     return Limits.load(args.limits, args.limit, **base)
 
 
-def run_until_signal(app: ASGIApp, listener: socket.socket, driver: EngineDriver) -> None:
-    """Serve until SIGINT or SIGTERM. Then end the requests under way first, so that their connections can close."""
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            driver.stop()
-            await super().shutdown(sockets)
-
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        lifespan="off",
-        ws="none",
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-    )
-    Server(config).run(sockets=[listener])
-
-
-def announce(listener: socket.socket, model_id: str, loaded: Loaded, engine: Engine) -> None:
+def announce(listener: socket.socket, model_id: str, loaded: Loaded, engine: Engine, *, as_text: bool) -> None:
     host, number = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{number}/v1"
     model, pages = loaded.model, engine.pages.total
+    if not as_text:
+        fields = {
+            "model": model_id,
+            "url": url,
+            "weight_bytes": model.weight_bytes,
+            "backend": f"{model.backend.NAME} ({model.backend_reason})",
+            "max_model_len": engine.max_model_len,
+            "pages": pages,
+        }
+        log.info("serving", extra={"fields": fields})
+        return
     print(
-        f"longsight: serving {model_id} on http://{f'[{host}]' if ':' in host else host}:{number}/v1\n"
+        f"longsight: serving {model_id} on {url}\n"
         f"  weights {model.weight_bytes / 2**20:,.0f} MiB in {str(model.dtype).removeprefix('torch.')}; "
         f"backend {model.backend.NAME} ({model.backend_reason})\n"
         f"  up to {engine.max_model_len:,} tokens per request; cache {pages:,} pages, "

@@ -1,15 +1,18 @@
 """Many requests over one model: pages, scheduling, sampling, and the step that runs them."""
 
+from longsight.engine.counters import Counters
 from longsight.engine.defaults import SamplingDefaults
 from longsight.engine.driver import DriverStats, EngineDriver, Stream
 from longsight.engine.engine import Engine
 from longsight.engine.errors import (
     ContextLengthError,
     DeadlineExceededError,
+    DrainingError,
     EngineConfigError,
     EngineError,
     EngineStoppedError,
     InvalidRequestError,
+    ModelOutputError,
     OutOfPagesError,
     PageAccountingError,
     QueueFullError,
@@ -23,7 +26,9 @@ from longsight.engine.sampler import TokenLogprob
 
 __all__ = [
     "ContextLengthError",
+    "Counters",
     "DeadlineExceededError",
+    "DrainingError",
     "DriverStats",
     "Engine",
     "EngineConfigError",
@@ -32,6 +37,7 @@ __all__ = [
     "EngineStoppedError",
     "Grammar",
     "InvalidRequestError",
+    "ModelOutputError",
     "OutOfPagesError",
     "PageAccountingError",
     "PagePool",

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from longsight.engine.engine import Engine
-from longsight.engine.errors import EngineStoppedError, QueueFullError
+from longsight.engine.errors import DrainingError, EngineStoppedError, QueueFullError
 from longsight.engine.request import Request, Update
 
 log = logging.getLogger("longsight")
@@ -63,6 +64,7 @@ class DriverStats:
     pages_used: int
     pages_total: int
     alive: bool
+    draining: bool = False
 
 
 class EngineDriver:
@@ -76,13 +78,13 @@ class EngineDriver:
         self._inbox: deque[tuple[str, Request]] = deque()
         self._listeners: dict[Request, Callable[[Update], object]] = {}
         self._wake = threading.Condition()
-        self._closing = False
+        self._closing = self._draining = False
         self._thread = threading.Thread(target=self._run, name="longsight-engine", daemon=True)
         self._thread.start()
 
     def submit(self, requests: Sequence[Request]) -> Stream:
         """Queue requests, all or none, from a running event loop. Raises what Engine.check raises, QueueFullError,
-        or EngineStoppedError."""
+        DrainingError or EngineStoppedError."""
         stream = Stream(self, requests, asyncio.get_running_loop())
         self.listen(requests, stream.deliver)
         return stream
@@ -94,10 +96,14 @@ class EngineDriver:
         with self._wake:
             if self._closing or not self._thread.is_alive():
                 raise EngineStoppedError("the engine has stopped and takes no more requests")
+            if self._draining:
+                raise DrainingError("the server is about to stop and takes no more requests")
             waiting = len(self.engine.scheduler.waiting) + sum(kind == "add" for kind, _ in self._inbox)
             if waiting + len(requests) > self.max_queue:
                 raise QueueFullError(waiting, self.max_queue)
+            now = time.monotonic()
             for request in requests:
+                request.arrived = now
                 self._listeners[request] = deliver
                 self._inbox.append(("add", request))
             self._wake.notify()
@@ -112,9 +118,31 @@ class EngineDriver:
 
     def stats(self) -> DriverStats:
         scheduler, pages = self.engine.scheduler, self.engine.pages
+        # A request handed in while a step runs waits like any other. A tuple: a deque may not change under a loop.
+        inbox = sum(kind == "add" for kind, _ in tuple(self._inbox))
         return DriverStats(
-            len(scheduler.running), len(scheduler.waiting), pages.used, pages.total, self._thread.is_alive()
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting) + inbox,
+            pages_used=pages.used,
+            pages_total=pages.total,
+            # Its last act is to tell everybody, and who has been told asks at once.
+            alive=self._thread.is_alive() and not self._closing,
+            draining=self._draining,
         )
+
+    def drain(self) -> None:
+        """Take no more requests; those there are run to their ends. See `busy`."""
+        with self._wake:
+            self._draining = True
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody still waits for a request to end."""
+        return bool(self._listeners)
 
     def stop(self) -> None:
         """Take no more requests and end all there are with EngineStoppedError, now; the thread ends after its step."""

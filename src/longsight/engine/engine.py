@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from longsight.engine.counters import Counters
 from longsight.engine.draft import Drafter
 from longsight.engine.errors import DeadlineExceededError, EngineConfigError, InvalidRequestError, StepFailedError
 from longsight.engine.kv_dir import KvDirectory
@@ -44,7 +45,7 @@ class Engine:
     grammars: compiles the grammars that requests ask for; None refuses such requests.
     kv_dir: keep the pages in files of this directory, so that contexts may be larger than memory and prefixes outlive
     the process; fingerprint: of the checkpoint (model/fingerprint.py), so that no other model's pages are used.
-    on_step: called after each step with its StepStats.
+    on_step: called after each step with its StepStats. counters: what it has done so far.
     Raises EngineConfigError if the numbers do not go together.
     """
 
@@ -67,7 +68,7 @@ class Engine:
     ) -> None:
         config = model.config
         self.model, self.tokenizer, self.on_step, self.speculate = model, tokenizer, on_step, speculate
-        self.grammars = grammars
+        self.grammars, self.counters = grammars, Counters()
         plan = partial(
             plan_pages,
             block_size=config.block_size,
@@ -162,6 +163,8 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queue a request. Raises what `check` raises."""
         self.check(request)
+        if request.arrived is None:
+            request.arrived = time.monotonic()
         if self.tokenizer is not None:
             request.text = TextStream(self.tokenizer, request.params.stop)
         ends = () if request.params.ignore_eos else self.model.config.eos_token_ids
@@ -194,10 +197,15 @@ class Engine:
             sampled = iter(self.runner.run(work))
         except Exception as error:
             log.exception("a step failed; the requests in it end (%d)", len(work))
+            self.counters.failed_steps += 1
             return late + [self._fail(w.request, error) for w in work]
         updates = [self._advance(w, next(sampled)) if w.samples else self._advance_prompt(w) for w in work]
+        seconds = time.perf_counter() - started
+        self.counters.steps += 1
+        self.counters.step_seconds += seconds
+        self.counters.forward_seconds += self.runner.forward_seconds
         if self.on_step is not None:
-            self.on_step(self._stats(work, updates, time.perf_counter() - started))
+            self.on_step(self._stats(work, updates, seconds))
         return late + updates
 
     def generate(self, request: Request) -> Iterator[Update]:
@@ -217,6 +225,7 @@ class Engine:
         ]
 
     def _advance_prompt(self, work: Work) -> Update:
+        self.counters.prompt_tokens += work.length
         self.scheduler.advance(work.request, work.end)
         return Update(work.request, processed=min(work.end, len(work.request.prompt)))
 
@@ -224,8 +233,14 @@ class Engine:
         request = work.request
         if isinstance(sampled, Exception):
             return self._fail(request, sampled)
+        if not request.output:
+            request.first_token = time.monotonic()
+        if not work.is_decode:
+            self.counters.prompt_tokens += work.length
         if request.drafter is not None and work.drafts:
             request.drafter.verified(len(work.drafts), len(sampled) - 1)
+            self.counters.drafted += len(work.drafts)
+            self.counters.accepted += len(sampled) - 1
         tokens: list[int] = []
         text, reason = "", None
         try:
@@ -243,6 +258,7 @@ class Engine:
         except Exception as error:
             log.exception("a token could not be turned into text; its request ends")
             return self._fail(request, error)
+        self.counters.generated_tokens += len(tokens)
         if request.drafter is not None:
             request.drafter.extend(tokens)
         # Of the tokens just found all but the newest were drafted, and so are in the pages already.

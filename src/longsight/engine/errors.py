@@ -65,5 +65,13 @@ class EngineStoppedError(EngineError):
     """The engine has been closed and takes no more requests."""
 
 
+class ModelOutputError(EngineError):
+    """The model computes nothing that could be sampled from: damaged weights, or a backend that is broken here."""
+
+
+class DrainingError(EngineStoppedError):
+    """The engine finishes what it has and takes no more requests."""
+
+
 class DeadlineExceededError(EngineError):
     """A request's deadline passed before its answer was complete."""

@@ -55,7 +55,8 @@ class PrefixCache:
     """A tree of known pages over a pool.
 
     on_stored hears of each full page when it becomes known. intact(page) says whether a page from an earlier run still
-    holds what was recorded; it is asked at the page's first hit.
+    holds what was recorded; it is asked at the page's first hit. lookups, hits and their tokens: of requests admitted,
+    each counted once; evictions: known pages given away because there were no unused ones.
     """
 
     def __init__(
@@ -69,10 +70,11 @@ class PrefixCache:
         self.pool, self.block_size = pool, block_size
         self._on_stored, self._intact = on_stored, intact
         self.changes = 0  # pages that became known or unknown so far
+        self.lookups = self.hits = self.looked_up_tokens = self.hit_tokens = self.evictions = 0
         self._by_digest: dict[bytes, _Entry] = {}
         self._by_page: dict[int, _Entry] = {}
         self._children: dict[bytes, dict[int, _Entry]] = {}  # by the parent's digest, then by page
-        pool.on_evict = self._drop
+        pool.on_evict = self._evict
 
     def __len__(self) -> int:
         """Known pages, held or idle."""
@@ -92,6 +94,13 @@ class PrefixCache:
         if tail is not None:
             self.pool.hold(tail)
         return Hit(pages, tail, start + matching)
+
+    def count(self, hit: Hit, wanted: int) -> None:
+        """A request with a prompt of `wanted` tokens was admitted with this hit."""
+        self.lookups += 1
+        self.hits += hit.tokens > 0
+        self.looked_up_tokens += wanted
+        self.hit_tokens += hit.tokens
 
     def store(self, chain: PageChain, pages: Sequence[int], computed: int, *, partial: bool = False) -> None:
         """Make a request's pages known as far as its `computed` tokens fill them; `partial`: also the last one.
@@ -169,6 +178,10 @@ class PrefixCache:
         self._children.setdefault(entry.parent, {})[entry.page] = entry
         if entry.digest is not None:
             self._by_digest[entry.digest] = entry
+
+    def _evict(self, page: int) -> None:
+        self.evictions += 1
+        self._drop(page)
 
     def _drop(self, page: int) -> None:
         self.changes += 1

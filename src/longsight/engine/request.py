@@ -39,7 +39,8 @@ class Request:
 
     `computed` tokens of prompt + output have their keys and values in `pages`; the next step runs the ones after them.
     `slot` is the request's row in the engine's block table while it runs, else -1. cached_tokens: prompt tokens that
-    came from the prefix cache when the request was first admitted.
+    came from the prefix cache when the request was first admitted. arrived, admitted, first_token, ended: when it was
+    first so, in time.monotonic() seconds; None before.
     """
 
     token_ids: InitVar[Iterable[int]]
@@ -60,6 +61,10 @@ class Request:
     computed: int = field(default=0, init=False)
     cached_tokens: int = field(default=0, init=False)
     preemptions: int = field(default=0, init=False)
+    arrived: float | None = field(default=None, init=False)
+    admitted: float | None = field(default=None, init=False)
+    first_token: float | None = field(default=None, init=False)
+    ended: float | None = field(default=None, init=False)
     finish_reason: FinishReason | None = field(default=None, init=False)
     text: TextStream | None = field(default=None, init=False, repr=False)
     stop_ids: frozenset[int] = field(default=frozenset(), init=False, repr=False)  # tokens that end the answer

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longsight.engine.counters import ReuseSampler
 from longsight.engine.errors import EngineConfigError
 from longsight.engine.request import Request, Selection
 from longsight.engine.sampler import Logits, Rows, Sampled, sample
@@ -28,7 +29,7 @@ class Runner:
     the rows it needs as memory, so no step's Python work grows with the context.
     cache: pages that exist already, of a memory-mapped file for one; None allocates them, `screened` with 8-bit copies
     of index keys.
-    forward_seconds: how long the last step's forward pass took.
+    forward_seconds: how long the last step's forward pass took. reuse: samples what streams select again.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Runner:
     ) -> None:
         self.model, self.pages, self.block_size = model, pages, block_size
         self.forward_seconds = 0.0
+        self.reuse = ReuseSampler(block_size)
         try:
             self.cache = list(cache) if cache is not None else model.allocate_cache(pages, screened=screened)
         except (RuntimeError, MemoryError) as error:
@@ -57,6 +59,10 @@ class Runner:
         """Copy a page in every layer."""
         for layer in self.cache:
             layer.copy_page(source, target)
+
+    def paused_screens(self) -> int:
+        """Layers that scan without their 8-bit copies for a while, because these ruled out too little."""
+        return sum(bool((p.screen_pauses[:, 0] > 0).any()) for p in self.cache if p.screen_pauses is not None)
 
     def run(self, work: Sequence[Work]) -> list[list[Sampled] | Exception]:
         """Run the step; the new tokens of each work that samples, in order, or why it has none."""
@@ -77,7 +83,7 @@ class Runner:
             if samples and request.sampling is not None:
                 entries.append(Rows(request.sampling, len(wanted), drafts))
                 wanted.extend(range(len(tokens) - 1 - len(drafts), len(tokens)))
-        hook = _recorder([w for w in work if w.samples], wanted)
+        hook = _recorder([w for w in work if w.samples], wanted) or self.reuse.watch(work, starts)
         token_ids = torch.from_numpy(np.array(tokens, dtype=np.int64))
         batch = self._batch([w.request.slot for w in work], starts, kv_lens)
         started = time.perf_counter()

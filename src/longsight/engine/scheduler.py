@@ -7,6 +7,7 @@ to its end, and every request in its turn becomes that one.
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ class Scheduler:
         """End a request in any state and take its pages and slot back. Ending it twice is harmless."""
         if request.finished:
             return
-        request.finish_reason = reason
+        request.finish_reason, request.ended = reason, time.monotonic()
         if request.slot >= 0:
             self._stop(request)
         elif request in self.waiting:
@@ -256,8 +257,9 @@ class Scheduler:
         request.slot, request.computed = self._slots.pop(), hit.tokens
         if request.chain is not None:
             request.chain.stored = len(hit.pages)
-        if not request.preemptions:
-            request.cached_tokens = hit.tokens
+        if request.admitted is None:
+            request.admitted, request.cached_tokens = time.monotonic(), hit.tokens
+            self.cache.count(hit, len(request.prompt))
         return True
 
     def _fits(self, request: Request, hit: Hit) -> bool:

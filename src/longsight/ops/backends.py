@@ -85,7 +85,7 @@ def choose(name: str | None = None) -> tuple[Backend, str]:
         from longsight.ops import kernels
 
         reason = f"compiled CPU kernels, {kernels.isa()}"
-        log.info("backend cpu: %s", reason)
+        log.debug("backend cpu: %s", reason)
         return _load("cpu"), reason
     reason = f"CPU kernels are unavailable ({problem}); the plain PyTorch reference is exact but very slow"
     log.warning("backend reference: %s", reason)

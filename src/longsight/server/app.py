@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Sequence
 
+from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longsight.ops import LongsightError
 from longsight.server import web
+from longsight.server.access import Accesses, Observation, Sink, request_id
 from longsight.server.auth import Authentication
 from longsight.server.body import ClientGoneError
 from longsight.server.chat_completions import chat_completions
 from longsight.server.completions import completions
-from longsight.server.errors import on_error, on_http_exception, respond, retry_headers
+from longsight.server.errors import RETRY_AFTER_SECONDS, on_error, on_http_exception, respond, retry_headers
 from longsight.server.files import routes as file_routes
+from longsight.server.identity import caller_of, require_scope
+from longsight.server.metrics import Metrics
 from longsight.server.microscope import Microscope
 from longsight.server.openai import model_card
 from longsight.server.openapi import openapi
@@ -29,12 +34,22 @@ from longsight.server.service import Service
 from longsight.server.usage_api import routes as usage_routes
 
 
-def create_app(service: Service) -> Starlette:
-    """The ASGI application over one service. Its engine's thread is the caller's to close."""
+def create_app(service: Service, sinks: Sequence[Sink] = ()) -> Starlette:
+    """The ASGI application over one service. Its engine's thread is the caller's to close.
+
+    sinks: hear of each request when it has ended, as the application's own metrics do.
+    """
+    accesses = Accesses()
+    metrics = Metrics(service.driver, service.model_id, accesses)
+    service.observers.append(metrics.record)
+    routes: dict[object, str] = {}
     app = Starlette(
         routes=[
             *web.routes(),
+            Route("/anthropic", web.root),
             Route("/health", health),
+            Route("/ready", ready),
+            Route("/metrics", expose),
             Route("/openapi.json", openapi),
             Route("/v1/models", models),
             Route("/v1/models/{model:path}", model),
@@ -44,14 +59,30 @@ def create_app(service: Service) -> Starlette:
             *usage_routes,
             *Microscope().routes(),
         ],
-        middleware=middleware(service),
+        middleware=[
+            Middleware(
+                Observation,
+                accesses=accesses,
+                sinks=[metrics, *sinks],
+                routes=routes,
+                leaving=lambda: service.driver.draining,
+            ),
+            *middleware(service),
+        ],
         exception_handlers={
             HTTPException: on_http_exception,
             ClientGoneError: on_client_gone,
             LongsightError: on_error,
         },
     )
-    app.state.service = service
+    app.state.service, app.state.metrics = service, metrics
+    for route in app.routes:
+        if isinstance(route, Route):
+            routes[route.endpoint] = route.path
+            if "{" not in route.path:
+                routes[route.path] = route.path
+        elif isinstance(route, Mount):
+            routes[route.app] = route.path
     return app
 
 
@@ -76,6 +107,23 @@ async def health(request: Request) -> Response:
         "pages_total": stats.pages_total,
     }
     return JSONResponse(body, 200 if stats.alive else 503)
+
+
+async def ready(request: Request) -> Response:
+    """200 while new requests would be taken; 503 once the server drains or its engine has ended."""
+    stats = request.app.state.service.driver.stats()
+    status = "stopped" if not stats.alive else "draining" if stats.draining else "ready"
+    if status == "ready":
+        return JSONResponse({"status": status})
+    return JSONResponse({"status": status}, 503, {"retry-after": str(RETRY_AFTER_SECONDS)})
+
+
+async def expose(request: Request) -> Response:
+    """Prometheus metrics. Where requests are authenticated they need the scope admin."""
+    require_scope(caller_of(request), "admin")
+    metrics: Metrics = request.app.state.metrics
+    body, media_type = await to_thread.run_sync(metrics.expose, request.headers.get("accept", ""))
+    return Response(body, headers={"content-type": media_type})
 
 
 async def models(request: Request) -> Response:
@@ -113,8 +161,8 @@ class Envelope:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id, trace_id = f"req_{secrets.token_hex(12)}", trace_of(scope)
-        scope.setdefault("state", {}).update(request_id=request_id, trace_id=trace_id)
+        identity, trace_id = request_id(scope), trace_of(scope)
+        scope["state"]["trace_id"] = trace_id
 
         started = False
 
@@ -123,7 +171,7 @@ class Envelope:
             if message["type"] == "http.response.start":
                 started = True
                 headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = headers["request-id"] = request_id
+                headers["x-request-id"] = headers["request-id"] = identity
                 headers["trace_id"] = trace_id
                 if message["status"] >= 400:
                     for name, value in retry_headers(message["status"]).items():

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from anyio import to_thread
 from starlette.requests import Request as HttpRequest
 
 from longsight.engine import Stream
+from longsight.server.access import Access, access_of
 from longsight.server.answers import Choice, Piece, pieces
 from longsight.server.deadline import deadline_of
 from longsight.server.gate import Ticket
@@ -45,13 +46,16 @@ class Exchange:
     stream: bool = False
     choices: Sequence[Choice] = ()
     cost: Cost | None = None
-    started: float = field(default_factory=time.time)
-    _begun: float = field(default_factory=time.monotonic)
     _first: float | None = None
     _stream: Stream | None = None
     _ticket: Ticket | None = None
     _status: Status = "cancelled"
     _closing: asyncio.Task[None] | None = None
+
+    @property
+    def access(self) -> Access:
+        """The HTTP request around it, whose time begins before the body is read."""
+        return access_of(self.http.scope)
 
     @property
     def service(self) -> Service:
@@ -64,7 +68,7 @@ class Exchange:
 
     @property
     def request_id(self) -> str:
-        return str(self.http.scope.get("state", {}).get("request_id", ""))
+        return self.access.request_id
 
     @property
     def usage(self) -> Usage:
@@ -93,6 +97,7 @@ class Exchange:
             choice.request.cache_salt = b"" if self.caller is ANONYMOUS else self.caller.organisation.encode()
         try:
             self._stream = self.service.driver.submit([c.request for c in choices])
+            self.access.follow([c.request for c in choices], [c.parser for c in choices if c.parser])
         except BaseException:
             if self._ticket is not None:
                 self._ticket.close(0)
@@ -144,9 +149,9 @@ class Exchange:
             reasoning_tokens=usage.reasoning,
             status=self._status,
             finish_reason=",".join(sorted(reasons)) or None,
-            started=self.started,
-            ttft_s=None if self._first is None else self._first - self._begun,
-            duration_s=time.monotonic() - self._begun,
+            started=self.access.started,
+            ttft_s=None if self._first is None else self._first - self.access.begun,
+            duration_s=time.monotonic() - self.access.begun,
         )
         if self.service.meter is not None:
             try:

@@ -26,7 +26,7 @@ OBJECTS: Mapping[str, tuple[str, ...]] = {
     "/v1/messages/count_tokens": ("model", "messages"),
     "/anthropic/v1/messages/count_tokens": ("model", "messages"),
 }
-HIDDEN = ("/openapi.json", "/", "/web")
+HIDDEN = ("/openapi.json", "/", "/web", "/anthropic")
 ERROR = {"$ref": "#/components/schemas/Error"}
 ERRORS = {
     "400": "The request is wrong; the message names what and where",
