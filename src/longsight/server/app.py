@@ -25,6 +25,7 @@ from longsight.server.files import routes as file_routes
 from longsight.server.microscope import Microscope
 from longsight.server.openai import model_card
 from longsight.server.openapi import openapi
+from longsight.server.responses.endpoints import routes as responses_routes
 from longsight.server.service import Service
 from longsight.server.usage_api import routes as usage_routes
 
@@ -43,6 +44,7 @@ def create_app(service: Service) -> Starlette:
             *file_routes,
             *usage_routes,
             *Microscope().routes(),
+            *responses_routes,
         ],
         middleware=middleware(service),
         exception_handlers={
