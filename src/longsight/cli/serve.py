@@ -56,6 +56,7 @@ with API keys and limits (without --auth or --api-key, nobody is asked for a key
 
 /v1/chat/completions, /v1/completions, /v1/models, /v1/files, /health; for a browser, a page for chat and for looking at
 what the model reads, at /.
+/v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /v1/files, /health.
 """
 SHUTDOWN_SECONDS = 3
 BUILT_IN_ID = "longsight"
@@ -121,6 +122,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="fetch by URL from this host whatever its address is; may be given several times",
     )
     add_metering_arguments(parser)
+    parser.add_argument(
+        "--signing-key",
+        type=Path,
+        metavar="FILE",
+        help="key that signs thinking kept by clients, made if missing (default: a new key each start)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -132,8 +139,10 @@ def run(args: argparse.Namespace) -> int:
     from longsight.server.gate import RateGate
     from longsight.server.listen import listen
     from longsight.server.service import Service
+    from longsight.server.signing import Signer
 
     authenticator, limits = build_authenticator(args), load_limits(args)
+    signer = Signer.from_file(args.signing_key) if args.signing_key else Signer()
     path = model_path(args)
     defaults, template = SamplingDefaults.from_checkpoint(path), ChatTemplate.from_checkpoint(path)
     with ExitStack() as stack:
@@ -163,6 +172,7 @@ def run(args: argparse.Namespace) -> int:
             limits=limits,
             gate=RateGate(limits),
             authenticator=authenticator,
+            signer=signer,
         )
         announce(listener, model_id, loaded, engine)
         if authenticator is None and not args.host.startswith("127.") and args.host not in ("localhost", "::1"):

@@ -16,7 +16,7 @@ from longsight.server.errors import as_api_error, invalid, show
 from longsight.server.exchange import Exchange
 from longsight.server.identity import caller_of
 from longsight.server.responses.assembly import Assembly
-from longsight.server.responses.request import Prepared, input_json, prepare, read
+from longsight.server.responses.request import Prepared, prepare, read
 from longsight.server.responses.store import Stored
 from longsight.server.service import Service
 from longsight.server.sse import KEEP_ALIVE, EventStream, frame
@@ -90,7 +90,7 @@ def _keep(exchange: Exchange, prepared: Prepared, response: dict[str, Any]) -> N
         prepared.id,
         exchange.caller.organisation,
         prepared.fields.previous_response_id,
-        input_json(prepared.input),
+        prepared.input,
         json.dumps(response, ensure_ascii=False, separators=(",", ":")).encode(),
         tuple(item["id"] for item in response["output"]),
     )

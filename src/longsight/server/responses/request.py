@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Sequence
@@ -25,13 +26,14 @@ MAX_WARNING = 1000  # characters of the header
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that can be answered. input: its own items, each with an id. warnings: what was passed over."""
+    """A request that can be answered. input: the JSON of its own items, each with an id. warnings: what was passed
+    over."""
 
     id: str
     fields: ResponsesFields
     turn: Turn
     toolbox: Toolbox
-    input: Sequence[Any]
+    input: bytes
     warnings: Sequence[str]
     created: int
 
@@ -43,7 +45,7 @@ class Prepared:
         if not self.warnings:
             return {}
         told = f"passed over: {'; '.join(self.warnings)}"[:MAX_WARNING]
-        return {"x-longsight-warning": told.encode("ascii", "backslashreplace").decode().replace("\n", " ")}
+        return {"x-longsight-warning": re.sub("[^ -~]", "?", told)}
 
     def base(self) -> dict[str, Any]:
         """The response object's fields that are known before the answer."""
@@ -117,7 +119,10 @@ def read(service: Service, body: str, caller: Caller) -> Prepared:
         service_tier=TIERS.get(fields.service_tier or "standard", "standard"),
     )
     warnings = [*toolbox.warnings, *conversation.warnings]
-    return Prepared(f"resp_{secrets.token_hex(24)}", fields, turn, toolbox, own, warnings, int(time.time()))
+    id = f"resp_{secrets.token_hex(24)}"
+    prepared = Prepared(id, fields, turn, toolbox, _json(own, "input"), warnings, int(time.time()))
+    _json(prepared.base(), "the request")
+    return prepared
 
 
 def _own_items(fields: ResponsesFields) -> list[Any]:
@@ -158,5 +163,9 @@ def _all_items(service: Service, fields: ResponsesFields, own: Sequence[Any], ca
     return found
 
 
-def input_json(items: Sequence[Any]) -> bytes:
-    return json.dumps(items, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+def _json(value: Any, name: str) -> bytes:
+    """What will be sent back, as JSON. Raises ApiError 400 for numbers that JSON does not have."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except ValueError as error:
+        raise invalid(f"{name} holds what JSON cannot: {error}", None if " " in name else name) from error
