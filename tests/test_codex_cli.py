@@ -64,11 +64,13 @@ def test_a_turn_of_text_from_the_built_in_model(codex: Path, constructed: Path, 
     }
     form = tmp_path / "schema.json"
     form.write_text(json.dumps(schema))
-    with serve("--max-model-len", "200000", "--threads", "1") as (_, url):
+    key = tmp_path / "signing.key"
+    with serve("--max-model-len", "200000", "--threads", "1", "--signing-key", str(key)) as (_, url):
         events = run(codex, tmp_path, url, "longsight", "Say something.", "--output-schema", str(form))
     (message,) = items(events, "agent_message")
     assert list(json.loads(str(message["text"]))) == ["answer"]
     assert events[-1]["type"] == "turn.completed"
+    assert len(key.read_bytes()) == 32
 
 
 def test_a_turn_with_the_shell_tool(codex: Path, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,9 +21,11 @@ from fake_model import FakeModel, ScriptedModel
 from live_server import LiveServer, live_server
 from longsight.chat.markup import NAMESPACE as NS
 from longsight.engine import SamplingDefaults
+from longsight.server.keys import KeyStore, NewKey
 from longsight.server.responses.output import TextArgument
 from longsight.server.responses.store import OVERHEAD, ResponseStore, Stored
 from longsight.server.signing import Signer, SigningKeyError
+from longsight.server.stored_keys import StoredKeys
 from longsight.server.usage import UsageRecord
 
 WEATHER: dict[str, Any] = {
@@ -40,6 +43,9 @@ GROUP: dict[str, Any] = {
     "tools": [{**WEATHER, "name": "ask"}],
 }
 TOOLS = [WEATHER, PATCH, GROUP, {"type": "web_search", "external_web_access": False}]
+
+
+OFF: Any = {"effort": "none"}
 
 
 def calls(*made: tuple[str, dict[str, str]]) -> str:
@@ -407,6 +413,44 @@ def test_a_response_not_stored_is_not_there() -> None:
             client.responses.retrieve(response.id)
 
 
+def test_a_response_is_its_organisations_own(tmp_path: Path) -> None:
+    with closing(KeyStore(str(tmp_path / "keys.db"), create=True)) as keys:
+        one, colleague, stranger = (keys.create(NewKey(name, name[0]))[1] for name in ("ann", "alf", "bob"))
+        with scripted("ok", authenticator=StoredKeys(keys)) as (_, client):
+            id = client.with_options(api_key=one).responses.create(model="tiny", input="x").id
+            client.with_options(api_key=colleague).responses.create(model="tiny", input="y", previous_response_id=id)
+            other = client.with_options(api_key=stranger).responses
+            with pytest.raises(openai.NotFoundError):
+                other.create(model="tiny", input="y", previous_response_id=id)
+            for call in (other.retrieve, other.delete, other.input_items.list):
+                with pytest.raises(openai.NotFoundError):
+                    call(id)
+            assert client.with_options(api_key=one).responses.retrieve(id).id == id
+
+
+def test_a_call_can_be_demanded() -> None:
+    pytest.importorskip("longsight.chat.grammar", reason="grammars of tool calls are not part of this build")
+    units: dict[str, Any] = {"unit": {"type": "string", "enum": ["C", "F"]}}
+    tools: Any = [
+        {"type": "function", "name": name, "parameters": {"type": "object", "properties": units, "required": ["unit"]}}
+        for name in ("one", "two")
+    ]
+    choices: list[tuple[Any, set[str]]] = [
+        ("required", {"one", "two"}),
+        ({"type": "function", "name": "two"}, {"two"}),
+        ({"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "one"}]}, {"one"}),
+    ]
+    with scripted("I will not.") as (_, client):
+        for choice, names in choices:
+            response = client.responses.create(
+                model="tiny", input="x", tools=tools, tool_choice=choice, parallel_tool_calls=False, reasoning=OFF
+            )
+            (call,) = [item for item in response.output if item.type != "message"]
+            assert call.type == "function_call"
+            assert call.name in names
+            assert json.loads(call.arguments)["unit"] in ("C", "F")
+
+
 def test_items_by_reference() -> None:
     script = lambda prompt: "Cold." if "<response>" in last_turn(prompt) else calls(("get_weather", {"city": "Oslo"}))  # noqa: E731
     with scripted(script) as (_, client):
@@ -468,7 +512,7 @@ def test_a_chain_in_use_keeps_its_beginning() -> None:
     assert store.get("a", "a").id == "a"
 
 
-def test_signing_keys(tmp_path: Any) -> None:
+def test_signing_keys(tmp_path: Path) -> None:
     path = tmp_path / "key"
     blob = Signer.from_file(path).seal("Thought \ud800")
     assert path.stat().st_mode & 0o777 == 0o600

@@ -30,7 +30,7 @@ async def create(http: HttpRequest) -> Response:
     body = await read_text(http, service.body_limit)
     # Parsing and tokenizing a megabyte takes a while: not on the loop that answers everyone else.
     prepared, choices = await to_thread.run_sync(prepare, service, body, caller_of(http))
-    exchange = Exchange(http, "responses", prepared.turn.service_tier)
+    exchange = Exchange(http, "responses", prepared.turn.service_tier, bool(prepared.fields.stream))
     exchange.submit(choices)
     fields = prepared.fields
     signer = service.signer if fields.encrypted else None
