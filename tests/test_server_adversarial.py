@@ -68,7 +68,40 @@ TEXT: dict[str, Any] = {
     "min_tokens": 1,
     "stream": True,
 }
-BODIES = {"/v1/chat/completions": CHAT, "/v1/completions": TEXT}
+RESPONSES: dict[str, Any] = {
+    "model": "tiny",
+    "instructions": "i",
+    "input": [
+        {"role": "user", "content": [{"type": "input_text", "text": "hello"}]},
+        {
+            "type": "reasoning",
+            "id": "rs_1",
+            "summary": [{"type": "summary_text", "text": "r"}],
+            "encrypted_content": "e",
+        },
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "said"}]},
+        {"type": "function_call", "call_id": "c1", "name": "f", "arguments": '{"a": "x"}'},
+        {"type": "custom_tool_call", "call_id": "c2", "name": "g", "input": "x"},
+        {"type": "function_call_output", "call_id": "c1", "output": "result"},
+        {"type": "custom_tool_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "t"}]},
+    ],
+    "tools": [
+        {"type": "function", "name": "f", "description": "d", "parameters": SCHEMA},
+        {"type": "custom", "name": "g", "format": {"type": "grammar", "syntax": "lark", "definition": "start: /x/"}},
+        {"type": "namespace", "name": "n", "tools": [{"type": "function", "name": "h"}]},
+        {"type": "web_search"},
+    ],
+    "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]},
+    "reasoning": {"effort": "low", "summary": "auto"},
+    "include": ["reasoning.encrypted_content"],
+    "text": {"format": {"type": "text"}, "verbosity": "low"},
+    "metadata": {"a": "b"},
+    "max_output_tokens": 4,
+    "parallel_tool_calls": True,
+    "store": True,
+    "stream": True,
+}
+BODIES = {"/v1/chat/completions": CHAT, "/v1/completions": TEXT, "/v1/responses": RESPONSES}
 
 ODD: list[Any] = [
     None,
@@ -172,7 +205,7 @@ def test_no_body_gives_a_500() -> None:
             path = rng.choice(list(BODIES))
             body = broken(BODIES[path], rng)
             if isinstance(body, dict):  # nor do long ones belong here
-                for name in ("max_tokens", "max_completion_tokens"):
+                for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
                     if isinstance(body.get(name), int) and not isinstance(body.get(name), bool) and body[name] > 64:
                         body[name] = 64
             response = await client.post(path, content=raw(body, rng))
@@ -183,7 +216,11 @@ def test_no_body_gives_a_500() -> None:
                 assert error["message"], seed
                 assert error["type"] == "invalid_request_error", (seed, error)
             elif "text/event-stream" in response.headers["content-type"]:
-                assert response.text.endswith("data: [DONE]\n\n"), (seed, response.text[-300:], body)
+                ended = "data: [DONE]" in response.text[-20:]
+                if path == "/v1/responses":
+                    last = json.loads(response.text.removesuffix("\n\n").rsplit("\ndata: ", 1)[1])["type"]
+                    ended = last in ("response.completed", "response.incomplete")
+                assert ended, (seed, response.text[-300:], body)
 
     async def run() -> None:
         transport = httpx.ASGITransport(app)

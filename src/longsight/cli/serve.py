@@ -52,8 +52,8 @@ with API keys and limits (without --auth or --api-key, nobody is asked for a key
   longsight serve --auth keys.db --limit rpm=60 --limit concurrency=4
   LONGSIGHT_API_KEY=... longsight serve              one key for everything, without a database
 
-/v1/chat/completions, /v1/completions, /v1/models, /v1/files, /health, /ready, /metrics; for a browser, a page for chat
-and for looking at what the model reads, at /.
+/v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /v1/files, /health, /ready, /metrics; for a browser, a
+page for chat and for looking at what the model reads, at /.
 """
 log = logging.getLogger("longsight")
 LEVELS = ("debug", "info", "warning", "error")
@@ -137,6 +137,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--otel", metavar="ENDPOINT", help="send traces to this OpenTelemetry collector, as http://127.0.0.1:4318"
     )
     add_metering_arguments(parser)
+    parser.add_argument(
+        "--signing-key",
+        type=Path,
+        metavar="FILE",
+        help="key that signs thinking kept by clients, made if missing (default: a new key each start)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -152,12 +158,14 @@ def run(args: argparse.Namespace) -> int:
     from longsight.server.listen import listen
     from longsight.server.run import SHUTDOWN_SECONDS, Server
     from longsight.server.service import Service
+    from longsight.server.signing import Signer
     from longsight.server.tracing import Tracer
 
     logs.configure(args.log_format, args.log_level)
     tracer = Tracer.to(args.otel) if args.otel else None
     sinks: list[Sink] = [logs.AccessLog(), *([tracer] if tracer else [])]
     authenticator, limits = build_authenticator(args), load_limits(args)
+    signer = Signer.from_file(args.signing_key) if args.signing_key else Signer()
     path = model_path(args)
     defaults, template = SamplingDefaults.from_checkpoint(path), ChatTemplate.from_checkpoint(path)
     with ExitStack() as stack:
@@ -188,6 +196,7 @@ def run(args: argparse.Namespace) -> int:
             limits=limits,
             gate=RateGate(limits),
             authenticator=authenticator,
+            signer=signer,
         )
         announce(listener, model_id, loaded, engine, as_text=args.log_format == "text")
         if authenticator is None and not args.host.startswith("127.") and args.host not in ("localhost", "::1"):

@@ -30,6 +30,7 @@ from longsight.server.metrics import Metrics
 from longsight.server.microscope import Microscope
 from longsight.server.openai import model_card
 from longsight.server.openapi import openapi
+from longsight.server.responses.endpoints import routes as responses_routes
 from longsight.server.service import Service
 from longsight.server.usage_api import routes as usage_routes
 
@@ -58,6 +59,7 @@ def create_app(service: Service, sinks: Sequence[Sink] = ()) -> Starlette:
             *file_routes,
             *usage_routes,
             *Microscope().routes(),
+            *responses_routes,
         ],
         middleware=[
             Middleware(

@@ -11,16 +11,18 @@ from starlette.routing import BaseRoute, Route
 
 from longsight import __version__
 from longsight.server.microscope import MicroscopeFields
+from longsight.server.responses.fields import ResponsesFields
 from longsight.server.schema import ChatFields, CommonFields, CompletionFields
 
 BODIES: Mapping[str, type[CommonFields]] = {
     "/v1/chat/completions": ChatFields,
     "/v1/completions": CompletionFields,
     "/v1/longsight/microscope": MicroscopeFields,
+    "/v1/responses": ResponsesFields,
+    "/v1/responses/input_tokens": ResponsesFields,
 }
 # Routes whose bodies are checked by hand, and what is sure about them.
 OBJECTS: Mapping[str, tuple[str, ...]] = {
-    "/v1/responses": ("model", "input"),
     "/v1/messages": ("model", "messages"),
     "/anthropic/v1/messages": ("model", "messages"),
     "/v1/messages/count_tokens": ("model", "messages"),

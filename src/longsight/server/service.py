@@ -22,6 +22,8 @@ from longsight.server.fetch import FetchLimits
 from longsight.server.file_store import FileStore
 from longsight.server.gate import Gate
 from longsight.server.limits import Limits
+from longsight.server.responses.store import ResponseStore
+from longsight.server.signing import Signer
 from longsight.server.turn import Turn
 from longsight.server.usage import Meter, UsageRecord
 
@@ -44,7 +46,8 @@ class Service:
     chat completions put the thinking if the request doesn't say, apart or inline in the content. limits: what a request
     may take. authenticator: checks API keys, None: nobody is asked for one. gate: who may go in; meter: keeps the
     records of what was used; observers: told of each request once it is over. files: uploads; their routes answer 404
-    without. fetch_limits: for what requests name by URL.
+    without. fetch_limits: for what requests name by URL. signer: of what clients keep for us.
+    responses: those that later requests may go on from.
     """
 
     driver: EngineDriver
@@ -65,6 +68,8 @@ class Service:
     observers: list[Callable[[UsageRecord], None]] = field(default_factory=list)
     files: FileStore | None = None
     fetch_limits: FetchLimits = field(default_factory=FetchLimits)
+    signer: Signer = field(default_factory=Signer)
+    responses: ResponseStore = field(default_factory=ResponseStore)
 
     @cached_property
     def chat_format(self) -> ChatFormat:

@@ -1,0 +1,112 @@
+"""Codex CLI, unattended, against this server: a turn of text, and one with its shell tool."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from clients import client_environment, npm_client
+from fake_model import ScriptedModel
+from live_server import live_server
+from longsight.chat.markup import NAMESPACE as NS
+from longsight.engine import SamplingDefaults
+from longsight.server.usage import UsageRecord
+from test_cli_serve import serve
+
+pytestmark = pytest.mark.clients
+VERSION = "0.169"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "clients.md"
+
+
+@pytest.fixture(scope="session")
+def codex() -> Path:
+    return npm_client("@openai/codex", VERSION, "codex")
+
+
+def run(codex: Path, home: Path, url: str, model: str, prompt: str, *options: str) -> Sequence[dict[str, object]]:
+    """Codex's own account of one unattended turn, with the settings of docs/clients.md."""
+    found = re.search(r"```toml\n(.*?)```", DOCUMENT.read_text().split("## Codex CLI")[1], re.DOTALL)
+    assert found is not None
+    config = found[1].replace("http://127.0.0.1:8000/v1", url).replace('model = "longsight"', f'model = "{model}"', 1)
+    settings, workspace = home / ".codex", home / "workspace"
+    settings.mkdir()
+    workspace.mkdir()
+    (settings / "config.toml").write_text(config)
+    done = subprocess.run(
+        [codex, "exec", "--json", "--skip-git-repo-check", "--cd", workspace, *options, prompt],
+        env=client_environment(home, CODEX_HOME=str(settings), LONGSIGHT_API_KEY="unused"),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def items(events: Sequence[dict[str, object]], kind: str) -> list[dict[str, object]]:
+    """The finished items of a kind."""
+    found = [e["item"] for e in events if e["type"] == "item.completed"]
+    return [item for item in found if isinstance(item, dict) and item["type"] == kind]
+
+
+def test_a_turn_of_text_from_the_built_in_model(codex: Path, constructed: Path, tmp_path: Path) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"answer": {"type": "string", "maxLength": 40}},
+        "required": ["answer"],
+        "additionalProperties": False,
+    }
+    form = tmp_path / "schema.json"
+    form.write_text(json.dumps(schema))
+    key = tmp_path / "signing.key"
+    with serve("--max-model-len", "200000", "--threads", "1", "--signing-key", str(key)) as (_, url):
+        events = run(codex, tmp_path, url, "longsight", "Say something.", "--output-schema", str(form))
+    (message,) = items(events, "agent_message")
+    assert list(json.loads(str(message["text"]))) == ["answer"]
+    assert events[-1]["type"] == "turn.completed"
+    assert len(key.read_bytes()) == 32
+
+
+def test_a_turn_with_the_shell_tool(codex: Path, tmp_path: Path) -> None:
+    """The sum is worked out by the shell: its result stands nowhere before the command has run."""
+    command = "echo longsight-tool-$((40 + 2))"
+
+    def script(prompt: str) -> str:
+        turns = prompt.rsplit("]~b]tool", 1)
+        result = re.search("longsight-tool-[0-9]+", turns[1]) if len(turns) > 1 else None
+        if result is not None:
+            return f"<mm:think>It ran.</mm:think>The shell said {result[0]}."
+        assert "exec_command" in prompt
+        call = f'{NS}<invoke name="exec_command">{NS}<cmd>{command}{NS}</cmd>{NS}</invoke>\n'
+        return f"<mm:think>I run it.</mm:think>Running.{NS}<tool_call>\n{call}{NS}</tool_call>"
+
+    records: list[UsageRecord] = []
+    model = ScriptedModel(script, context=100_000)
+    with live_server(
+        model,
+        pages=8192,
+        chunk_tokens=4096,
+        template=None,
+        defaults=SamplingDefaults(temperature=0),
+        observers=[records.append],
+    ) as server:
+        # The script's one command is safe, and the sandbox needs rights that test machines may not give.
+        unattended = "--dangerously-bypass-approvals-and-sandbox"
+        events = run(codex, tmp_path, f"{server.url}/v1", "tiny", "Run the tool.", unattended)
+    (ran,) = items(events, "command_execution")
+    assert command in str(ran["command"])
+    assert (ran["aggregated_output"], ran["exit_code"]) == ("longsight-tool-42\n", 0)
+    assert [m["text"] for m in items(events, "agent_message")] == ["Running.", "The shell said longsight-tool-42."]
+    assert [r["text"] for r in items(events, "reasoning")] == ["I run it.", "It ran."]
+    # Thinking came back signed with the second request, whose beginning was in the cache.
+    first, second = model.prompts
+    assert f"<mm:think>I run it.</mm:think>Running.{NS}<tool_call>" in second
+    assert second.startswith(first)
+    assert [(r.dialect, r.status) for r in records] == [("responses", "ok")] * 2
+    assert records[1].cached_tokens >= len(first.encode()) - 256
