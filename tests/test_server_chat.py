@@ -248,9 +248,38 @@ def test_several_answers_each_with_their_calls() -> None:
         assert len(set(ids)) == 4
 
 
+UNIT = {
+    "type": "object",
+    "properties": {"unit": {"enum": ["c", "f"]}, "days": {"type": "array", "maxItems": 0}},
+    "required": ["unit", "days"],
+}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "units"}}])
+def test_a_call_that_must_be_made_is_made(choice: Any) -> None:
+    tools = [{"type": "function", "function": {"name": "units", "parameters": UNIT}}]
+    with scripted("I would rather talk.") as server:
+        whole = ask(server, tools=tools, tool_choice=choice, parallel_tool_calls=False).choices[0]
+    assert whole.finish_reason == "tool_calls"
+    (call,) = whole.message.tool_calls
+    assert call.function.name == "units"
+    assert json.loads(call.function.arguments) in [{"unit": "c", "days": []}, {"unit": "f", "days": []}]
+
+
+def wrong(name: str) -> Any:
+    parameters = {"type": "object", "properties": {name: {"type": "string"}}, "required": [name]}
+    return {"type": "function", "function": {"name": "f", "parameters": parameters}}
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
+        ({"tools": [wrong("a b")], "tool_choice": "required"}, "tools", "/properties/a b of the schema of tool 'f'"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}},
+            "response_format",
+            "not",
+        ),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "white space"),
         ({"tools": [{"type": "retrieval"}]}, "tools.0", "function"),
         ({"tool_choice": "required"}, "tool_choice", "no tools are declared"),

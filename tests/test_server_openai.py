@@ -226,7 +226,7 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}},
             "response_format",
-            "not usable",
+            "Invalid type: nonsense",
         ),
         ({"messages": []}, "messages", "at least one message"),
         ({"messages": ["hi"]}, "messages.0", "must be an object"),

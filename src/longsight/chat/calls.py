@@ -73,7 +73,7 @@ class _Element:
     def value(self) -> Any:
         text = "".join(self.parts)
         if not self.children:
-            return self._scalar(_without_closer(text, self.name))
+            return self.typed.read(_without_closer(text, self.name))
         if self.typed.is_array or (
             not self.typed.knows("item")
             and "object" not in self.typed.types
@@ -87,12 +87,6 @@ class _Element:
             elif self.typed.property(name).is_array and isinstance(found[name], list):
                 found[name] += value if isinstance(value, list) else [value]
         return found
-
-    def _scalar(self, text: str) -> Any:
-        value = self.typed.value(text)
-        if self.typed.is_array and isinstance(value, str):
-            return [self.typed.item().value(text)]
-        return value
 
 
 class CallParser:

@@ -1,4 +1,4 @@
-"""What a conversation can have wrong with it."""
+"""What a conversation, or a schema that an answer is to follow, can have wrong with it."""
 
 from __future__ import annotations
 
@@ -15,3 +15,18 @@ class ChatError(LongsightError, ValueError):
 
 class ChatTemplateError(LongsightError, ValueError):
     """The checkpoint's chat template cannot be read or compiled."""
+
+
+class SchemaError(LongsightError, ValueError):
+    """A JSON schema that no answer can be held to. pointer: JSON pointer (RFC 6901) of the place in it; tool: whose
+    arguments it describes, or None for an answer's own schema."""
+
+    def __init__(self, message: str, pointer: str = "", tool: str | None = None) -> None:
+        whole = "the JSON schema" if tool is None else f"the schema of tool {tool!r:.80}"
+        super().__init__(f"{pointer + ' of ' if pointer else ''}{whole}: {message}")
+        self.pointer, self.tool = pointer, tool
+
+
+def pointer_to(pointer: str, *parts: str | int) -> str:
+    """`pointer` and further steps, escaped."""
+    return pointer + "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)

@@ -23,7 +23,7 @@ class Typed:
     def types(self) -> list[str]:
         """Types that a value may have here, in the schema's order; none if it does not say."""
         found: list[str] = []
-        self._collect(self.schema, found, 0)
+        self._collect(self.schema, found, 0, set())
         return found
 
     @property
@@ -56,6 +56,13 @@ class Typed:
                 return Typed(schema["items"], self._root)
         return Typed(ANYTHING, self._root)
 
+    def read(self, text: str) -> Any:
+        """The value of an element without elements in it: where only an array fits, a text is its one item."""
+        value = self.value(text)
+        if self.is_array and isinstance(value, str) and "string" not in self.types:
+            return [self.item().value(text)]
+        return value
+
     def value(self, text: str) -> Any:
         """The value that a text without elements in it stands for."""
         types = self.types
@@ -63,36 +70,63 @@ class Typed:
             found = _read(text, kind)
             if found is not _NOT:
                 return found
-        if not types and isinstance(choices := self.schema.get("enum"), Sequence) and not isinstance(choices, str):
-            return next((c for c in choices if not isinstance(c, str) and json.dumps(c) == text.strip()), text)
+        if not types:
+            return next((c for c in self._choices() if not isinstance(c, str) and json.dumps(c) == text.strip()), text)
         return text
 
+    def _choices(self) -> list[Any]:
+        """What `enum` and `const` allow."""
+        found: list[Any] = []
+        for schema in self._alternatives():
+            enum = schema.get("enum")
+            found += enum if isinstance(enum, list | tuple) else []
+            found += [schema["const"]] if "const" in schema else []
+        return found
+
     def _alternatives(self) -> list[Schema]:
-        found, level = [self.schema], [self.schema]
+        found, level, seen = [self.schema], [self.schema], {id(self.schema)}
         for _ in range(3):
-            level = [
+            parts = [
                 _resolve(part, self._root)
                 for schema in level
                 for key in ("anyOf", "oneOf", "allOf")
                 if isinstance(schema.get(key), Sequence) and not isinstance(schema[key], str)
                 for part in schema[key]
             ]
+            level = []
+            for part in parts:
+                if id(part) not in seen:  # one that refers to itself many times would be many to the third power
+                    seen.add(id(part))
+                    level.append(part)
             found += level
         return found
 
-    def _collect(self, schema: Schema, found: list[str], depth: int) -> None:
-        given = schema.get("type")
-        for kind in [given] if isinstance(given, str) else given if isinstance(given, list) else []:
-            if isinstance(kind, str) and kind not in found:
-                found.append(kind)
+    def _collect(self, schema: Schema, found: list[str], depth: int, seen: set[int]) -> None:
+        if id(schema) in seen:
+            return
+        seen.add(id(schema))
+        found += [kind for kind in kinds(schema) if kind not in found]
         if found or depth == 3:
             return
         for key in ("anyOf", "oneOf", "allOf"):
             parts = schema.get(key)
             for part in parts if isinstance(parts, list) else []:
                 inner: list[str] = []
-                self._collect(_resolve(part, self._root), inner, depth + 1)
+                self._collect(_resolve(part, self._root), inner, depth + 1, seen)
                 found += [kind for kind in inner if kind not in found]
+
+
+def kinds(schema: Schema) -> list[str]:
+    """The JSON types that a schema itself names; failing that, the one that its other keywords are about."""
+    given = schema.get("type")
+    named = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+    found = list(dict.fromkeys(kind for kind in named if isinstance(kind, str)))
+    if not found and "enum" not in schema and "const" not in schema:
+        if isinstance(schema.get("properties"), Mapping):
+            found = ["object"]
+        elif isinstance(schema.get("items"), Mapping):
+            found = ["array"]
+    return found
 
 
 _NOT = object()

@@ -6,9 +6,14 @@ mask out on a thread of its own while the model computes.
 
 from __future__ import annotations
 
+import functools
 import json
+import re
+import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import llguidance
 import numpy as np
@@ -20,8 +25,43 @@ from longsight.engine.params import Grammar
 
 MAX_GRAMMAR_CHARS = 1 << 20
 MAX_SCHEMA_DEPTH = 100
+MAX_SCHEMA_NODES = 20_000
 # A tenth of the library's own for a grammar as it comes, about a tenth of a second: grammars are other people's text.
 LIMITS = llguidance.LLParserLimits(initial_lexer_fuel=1_000_000, step_lexer_fuel=200_000, max_grammar_size=100_000)
+# The library follows references on the stack and dies of a chain of 700 in the usual 8 MB. A node of a schema or a rule
+# of a grammar was seen to take up to 4 KB; pages of a stack that are never touched cost nothing.
+STACK_BYTES = 256 << 20
+T = TypeVar("T")
+
+
+@functools.cache
+def _builder() -> ThreadPoolExecutor:
+    pool = ThreadPoolExecutor(1, thread_name_prefix="longsight-grammar-build")
+    before = threading.stack_size(STACK_BYTES)
+    try:
+        pool.submit(int).result()  # the thread is started here, with this stack
+    finally:
+        threading.stack_size(before)
+    return pool
+
+
+def on_large_stack(function: Callable[[], T]) -> T:
+    """What compiles other people's grammars, where their depth cannot end the process."""
+    return _builder().submit(function).result()
+
+
+def check_schema(schema: object) -> None:
+    """InvalidRequestError if a JSON schema is too deep or too large to be compiled in safety."""
+    level, nodes = [schema], 0
+    for _ in range(MAX_SCHEMA_DEPTH):
+        level = [v for x in level for v in (x.values() if isinstance(x, dict) else x if isinstance(x, list) else ())]
+        nodes += sum(isinstance(x, dict | list) for x in level)
+    if level:
+        raise InvalidRequestError(f"the JSON schema is nested more than {MAX_SCHEMA_DEPTH} deep", "grammar")
+    if nodes > MAX_SCHEMA_NODES:
+        raise InvalidRequestError(
+            f"the JSON schema has {nodes} objects and lists in it; at most {MAX_SCHEMA_NODES} are read", "grammar"
+        )
 
 
 class GrammarMatcher:
@@ -59,6 +99,7 @@ class GrammarCompiler:
         text = tokenizer.read_text("utf-8") if isinstance(tokenizer, Path) else tokenizer
         known = json.loads(text)
         size = max([*known["model"]["vocab"].values(), *(t["id"] for t in known.get("added_tokens") or ())], default=-1)
+        text = json.dumps(_as_text(known))
         # The library wants an end-of-sequence token; a model without one gets an id that it cannot produce.
         end = list(eos_token_ids) or [max(vocab_size, size + 1)]
         self._tokenizer = llguidance.LLTokenizer(
@@ -68,10 +109,21 @@ class GrammarCompiler:
 
     def matcher(self, grammar: Grammar) -> GrammarMatcher:
         """A matcher at the beginning of `grammar`. Raises InvalidRequestError naming what is wrong with it."""
-        matcher = llguidance.LLMatcher(self._tokenizer, _source(grammar), log_level=0, limits=LIMITS)
+        source = _source(grammar)
+        matcher: Any = on_large_stack(lambda: llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=LIMITS))
         if matcher.is_error():
             raise InvalidRequestError(f"the {grammar.kind} grammar is not usable: {matcher.get_error()}", "grammar")
         return GrammarMatcher(matcher, self._pool)
+
+
+def _as_text(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json whose added tokens are text unless flagged special. The library takes all that look like <this>
+    for special ones, which no expression matches: they become ordinary tokens."""
+    given = tokenizer.get("added_tokens") or ()
+    added = [t for t in given if t.get("special") or not re.fullmatch(r"<[!-~]*>", t["content"])]
+    # The others keep their ids only if the vocabulary has them too: else they are numbered anew.
+    vocab = {**tokenizer["model"]["vocab"], **{t["content"]: t["id"] for t in given}}
+    return {**tokenizer, "added_tokens": added, "model": {**tokenizer["model"], "vocab": vocab}}
 
 
 def _source(grammar: Grammar) -> str:
@@ -112,9 +164,5 @@ def _schema(text: str) -> str:
         raise InvalidRequestError(f"the JSON schema is not JSON: {error}", "grammar") from error
     if not isinstance(schema, dict):
         raise InvalidRequestError(f"a JSON schema must be an object, got {schema!r:.80}", "grammar")
-    level: list[object] = [schema]
-    for _ in range(MAX_SCHEMA_DEPTH):
-        level = [v for x in level for v in (x.values() if isinstance(x, dict) else x if isinstance(x, list) else ())]
-    if level:
-        raise InvalidRequestError(f"the JSON schema is nested more than {MAX_SCHEMA_DEPTH} deep", "grammar")
+    check_schema(schema)
     return text

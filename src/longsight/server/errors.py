@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
-from longsight.chat.errors import ChatError
+from longsight.chat.errors import ChatError, SchemaError
 from longsight.engine import (
     ContextLengthError,
     DeadlineExceededError,
@@ -186,6 +186,8 @@ def as_api_error(error: Exception) -> ApiError:
             return invalid(str(error), error.param, "context_length_exceeded")
         case ChatError():
             return invalid(str(error), error.path)
+        case SchemaError():
+            return invalid(str(error), "response_format" if error.tool is None else "tools")
         case InvalidRequestError():
             # What the engine calls a grammar came as the protocol's response_format.
             return invalid(str(error), "response_format" if error.param == "grammar" else error.param)

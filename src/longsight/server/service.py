@@ -103,7 +103,7 @@ class Service:
 
     def choices(self, turn: Turn) -> list[Choice]:
         """The answers to a turn, as requests that the engine will take. On a worker thread: rendering and tokenizing a
-        megabyte takes a while. Raises ApiError, ChatError, or what the engine refuses."""
+        megabyte takes a while. Raises ApiError, ChatError, SchemaError, or what the engine refuses."""
         self.check_model(turn.model)
         prompt = self.chat_format.prompt(turn.messages, turn.tools, turn.thinking, turn.template_options)
         params = replace(
@@ -134,9 +134,9 @@ class Service:
 
             tools = [(tool.name, tool.parameters) for tool in turn.tools]
             return tool_grammar(tools, only=turn.tool_choice.name, parallel=turn.parallel_calls, start=section)
-        if turn.answer_format is None or section == "content":
-            return turn.answer_format
         wanted = turn.answer_format
+        if wanted is None:
+            return None
         if wanted.kind in ("json_object", "json_schema") and isinstance(wanted.value, str):
             from longsight.chat.grammar import format_grammar
 
