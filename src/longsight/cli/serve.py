@@ -58,6 +58,7 @@ page for chat and for looking at what the model reads, at /.
 log = logging.getLogger("longsight")
 LEVELS = ("debug", "info", "warning", "error")
 BUILT_IN_ID = "longsight"
+CHAT_MAX_TOKENS, BUILT_IN_MAX_TOKENS = 131_072, 4096  # of an answer whose request doesn't say
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -73,6 +74,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--port", type=port, default=8000, help="port to listen on (default 8000; 0 = any free one)")
     parser.add_argument(
         "--model-id", metavar="NAME", help="the model's name in requests; default: its directory's, or 'longsight'"
+    )
+    parser.add_argument(
+        "--alias",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name that requests may use for the model, as claude-sonnet-4-5; may be given several times",
     )
     add_engine_arguments(parser)
     parser.add_argument(
@@ -174,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
         # Without a directory of its own, what clients upload is nobody's to keep when the server ends, and two servers
         # on one machine do not contend for one place.
         files_dir = args.files_dir or Path(stack.enter_context(TemporaryDirectory(prefix="longsight-files-")))
-        files = stack.enter_context(FileStore(files_dir))
+        files = stack.enter_context(FileStore(files_dir, limits.files()))
         meter = stack.enter_context(open_meter(args))
         loaded = load(path, args)
         probe(loaded.model)
@@ -187,6 +195,9 @@ def run(args: argparse.Namespace) -> int:
             model_id,
             template,
             defaults,
+            # The built-in model never ends an answer by itself.
+            chat_max_tokens=CHAT_MAX_TOKENS if args.model else BUILT_IN_MAX_TOKENS,
+            aliases=tuple(args.alias),
             meter=meter,
             files=files,
             fetch_limits=FetchLimits(

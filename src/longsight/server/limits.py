@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from longsight.ops import LongsightError
+from longsight.server.file_store import FileLimits
 from longsight.sizes import parse_size
 
 Kind = Literal["bytes", "count", "count or none", "zero or count"]
@@ -41,6 +42,8 @@ class Limits:
     videos_per_request: int = _limit(5, "count", "videos in a request")
     video_inline_bytes: int = _limit(50 * 2**20, "bytes", "of a video inside a request")
     video_file_bytes: int = _limit(512 * 2**20, "bytes", "of an uploaded video")
+    file_bytes: int = _limit(512 * 2**20, "bytes", "of any other uploaded file")
+    video_file_seconds: int | None = _limit(7 * 24 * 3600, "count or none", "that an uploaded video is kept")
     context_tokens: int = _limit(1_000_000, "count", "prompt and answer of a request")
     guaranteed_context: int = _limit(
         524_288, "count", "the context that every request may have; longer ones are a class"
@@ -75,6 +78,11 @@ class Limits:
                 raise LimitsError(f"{flag!r} is not KEY=VALUE; the keys are {', '.join(KINDS)}")
             values[name] = _value(name, text)
         return cls(**values)  # type: ignore[arg-type]
+
+    def files(self) -> FileLimits:
+        return FileLimits(
+            self.image_bytes, self.video_file_bytes, self.file_bytes, video_seconds=self.video_file_seconds
+        )
 
     def floor(self, max_model_len: int) -> int:
         """The context that every request may really have on an engine that holds so many tokens per request."""

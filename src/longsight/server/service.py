@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, Protocol
 
+from longsight.chat.grammar import format_grammar, tool_grammar
 from longsight.chat.markup import NAMESPACE
 from longsight.chat.parser import OutputParser, Start
 from longsight.chat.prompt import ChatFormat
@@ -41,7 +42,7 @@ class Service:
     """What the endpoints work with.
 
     chat_template: the checkpoint's own; None for MiniMax-M3's format. aliases: other names of the model.
-    chat_max_tokens: the length of a chat answer whose request doesn't say (its pages are reserved while it runs).
+    chat_max_tokens: the length of a chat answer whose request doesn't say.
     body_limit: bytes. keep_alive: seconds of silence after which a stream says that it lives. reasoning_format: where
     chat completions put the thinking if the request doesn't say, apart or inline in the content. limits: what a request
     may take. authenticator: checks API keys, None: nobody is asked for one. gate: who may go in; meter: keeps the
@@ -130,16 +131,12 @@ class Service:
         # A template without thinking leaves nothing undecided: the answer begins with the content.
         section: Start = start if self.chat_format.thinks else "content"
         if turn.tool_choice.kind == "required":
-            from longsight.chat.grammar import tool_grammar
-
             tools = [(tool.name, tool.parameters) for tool in turn.tools]
             return tool_grammar(tools, only=turn.tool_choice.name, parallel=turn.parallel_calls, start=section)
         wanted = turn.answer_format
         if wanted is None:
             return None
         if wanted.kind in ("json_object", "json_schema") and isinstance(wanted.value, str):
-            from longsight.chat.grammar import format_grammar
-
             return format_grammar(wanted.kind, wanted.value, section)
         return wanted
 
