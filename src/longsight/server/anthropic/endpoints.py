@@ -34,7 +34,8 @@ async def messages(http: HttpRequest) -> Response:
     fields, turn, choices = await to_thread.run_sync(_prepare, service, body)
     exchange = Exchange(http, "anthropic", turn.service_tier)
     exchange.submit(choices)
-    reply = Reply(service.model_id)
+    # By the name that was asked for: Claude Code keeps no thinking of a model by any other.
+    reply = Reply(turn.model)
     if fields.stream:
         return EventStream(_frames(exchange, reply), exchange.close, exchange.headers())
     try:
