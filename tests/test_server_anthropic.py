@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -18,6 +19,7 @@ from fake_model import FakeModel, ScriptedModel
 from live_server import LiveServer, live_server
 from longsight.chat.markup import END_THINK, NAMESPACE, THINK
 from longsight.engine import SamplingDefaults
+from longsight.server.auth import StaticKey
 from longsight.server.usage import UsageRecord
 
 GREEDY = SamplingDefaults(temperature=0)
@@ -384,6 +386,19 @@ def test_either_kind_of_key_is_accepted_where_none_is_asked_for(auth: dict[str, 
         assert client.messages.create(**ASK).stop_reason == "end_turn"
 
 
+def test_keys_where_they_are_asked_for() -> None:
+    with scripted("Yes.", authenticator=StaticKey("right")) as (server, _):
+        both: dict[str, Any] = {"api_key": None, "auth_token": "right", "default_headers": {"x-api-key": "wrong"}}
+        for auth in ({"api_key": "right"}, both):
+            with client_of(server, **auth) as client:
+                assert client.messages.create(**ASK).stop_reason == "end_turn"
+        with client_of(server, api_key="wrong") as client, pytest.raises(anthropic.AuthenticationError) as caught:
+            client.messages.create(**ASK)
+        assert caught.value.type == "authentication_error"
+        assert httpx.head(f"{server.url}/anthropic").status_code == 200
+        assert httpx.get(f"{server.url}/anthropic/v1/models").status_code == 401
+
+
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
 RESULT = {"type": "tool_result", "tool_use_id": "nobody", "content": "x"}
 
@@ -527,6 +542,28 @@ def test_no_call_where_none_is_wanted() -> None:
     assert ([block.type for block in answer.content], answer.stop_reason) == (["text"], "end_turn")
 
 
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ({"type": "any"}, {"weather", "time"}),
+        ({"type": "tool", "name": "time"}, {"time"}),
+        ({"type": "any", "disable_parallel_tool_use": True}, {"weather", "time"}),
+    ],
+)
+def test_calls_that_must_be_made(choice: dict[str, Any], names: set[str]) -> None:
+    """Whatever the network says: a stand-in that knows no markup is held to it."""
+    pytest.importorskip("longsight.chat.grammar", reason="answers are held to calls by grammars of calls")
+    no_arguments = {"type": "object", "properties": {}, "additionalProperties": False}
+    tools = [{"name": name, "input_schema": no_arguments} for name in ("weather", "time")]
+    with live_server(FakeModel(), template=None, pages=512) as server, client_of(server) as client:
+        answer = client.messages.create(**ASK, tools=tools, tool_choice=choice)
+    uses = [block for block in answer.content if block.type == "tool_use"]
+    assert answer.stop_reason == "tool_use"
+    assert names.issuperset(use.name for use in uses)
+    assert all(use.input == {} for use in uses)
+    assert len(uses) == 1 if "disable_parallel_tool_use" in choice else uses
+
+
 @pytest.mark.parametrize("place", ["output_config", "output_format"])
 def test_answers_of_a_schema(place: str) -> None:
     schema = {
@@ -554,6 +591,14 @@ def test_the_record_of_what_was_used() -> None:
     assert (first.dialect, first.endpoint, first.status) == ("anthropic", "/anthropic/v1/messages", "ok")
     assert first.prompt_tokens - first.cached_tokens == usage.input_tokens
     assert (second.completion_tokens, second.status) == (usage.output_tokens, "ok")
+
+
+def test_the_example_in_the_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+    section = (Path(__file__).parents[1] / "docs" / "clients.md").read_text().split("## The anthropic SDK")[1]
+    example = section.split("```python\n")[1].split("```")[0]
+    with scripted("It maps addresses.", aliases=("longsight",)) as (server, _):
+        exec(example.replace("http://127.0.0.1:8000", server.url), {})
+    assert capsys.readouterr().out == "It maps addresses."
 
 
 def test_a_client_that_leaves_frees_its_pages() -> None:
