@@ -63,11 +63,14 @@ def client_of(server: LiveServer, **options: Any) -> Iterator[anthropic.Anthropi
         yield client
 
 
-def events_of(server: LiveServer, body: dict[str, Any]) -> list[dict[str, Any]]:
+def events_of(server: LiveServer, body: dict[str, Any], **headers: str) -> list[dict[str, Any]]:
     """A stream's events as they come over the wire, each name checked against its data."""
     found: list[dict[str, Any]] = []
     url = f"{server.url}/v1/messages?beta=true"
-    with httpx.Client(timeout=30) as client, client.stream("POST", url, json={**body, "stream": True}) as response:
+    with (
+        httpx.Client(timeout=30, headers=headers) as client,
+        client.stream("POST", url, json={**body, "stream": True}) as response,
+    ):
         assert response.status_code == 200, response.read()
         assert response.headers["content-type"].startswith("text/event-stream")
         lines = [line for line in response.iter_lines() if line]
@@ -507,13 +510,17 @@ def test_an_error_under_way_is_the_streams_last_event() -> None:
 
 
 def test_a_silent_stream_is_kept_alive_by_pings() -> None:
-    """A prompt that takes many steps to read is no news to this protocol, so they do not put off the ping."""
+    """A prompt that takes many steps to read is no news to this protocol, so they do not put off the ping.
+
+    Nor does a stream end when the client's patience with silence is over.
+    """
     model = ScriptedModel(lambda _: "Read.", seconds=0.03)
     with live_server(model, template=None, pages=256, chunk_tokens=32, defaults=GREEDY, keep_alive=0.1) as server:
-        events = events_of(server, ASK)
+        events = events_of(server, ASK, **{"x-stainless-timeout": "0.2"})
     names = [event["type"] for event in events]
     assert names[0] == "message_start"
     assert names[: names.index("content_block_start")].count("ping") >= 3
+    assert names[-1] == "message_stop"
 
 
 def test_models(server: LiveServer) -> None:

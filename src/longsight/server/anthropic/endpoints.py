@@ -32,7 +32,7 @@ async def messages(http: HttpRequest) -> Response:
     body = await read_text(http, service.body_limit)
     # Parsing and tokenizing a megabyte takes a while: not on the loop that answers everyone else.
     fields, turn, choices = await to_thread.run_sync(_prepare, service, body)
-    exchange = Exchange(http, "anthropic", turn.service_tier)
+    exchange = Exchange(http, "anthropic", turn.service_tier, bool(fields.stream))
     exchange.submit(choices)
     # By the name that was asked for: Claude Code keeps no thinking of a model by any other.
     reply = Reply(turn.model)
@@ -147,14 +147,7 @@ def _card(service: Service, name: str) -> dict[str, Any]:
     }
 
 
-async def hello(http: HttpRequest) -> Response:
-    """For clients that look whether anybody is there before they ask."""
-    return JSONResponse({"name": "longsight", "protocol": "anthropic"})
-
-
 routes = [
-    Route("/anthropic", hello),
-    Route("/anthropic/", hello),
     Route("/anthropic/v1/models", models),
     Route("/anthropic/v1/models/{model:path}", model),
     *(
