@@ -132,7 +132,7 @@ MESSAGES: dict[str, Any] = {
     "top_k": 5,
     "stop_sequences": ["x"],
     "thinking": {"type": "enabled", "budget_tokens": 1024},
-    "output_config": {"effort": "high"},
+    "output_config": {"effort": "high", "format": {"type": "json_schema", "schema": SCHEMA}},
     "stream": True,
 }
 BODIES = {

@@ -446,6 +446,10 @@ RESULT = {"type": "tool_result", "tool_use_id": "nobody", "content": "x"}
             {"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "g"}},
             'tool_choice names the tool "g"; declared are weather',
         ),
+        (
+            {"output_format": {"type": "json_schema", "schema": {"type": "riddle"}}},
+            "output_format: the JSON schema: Invalid type: riddle",
+        ),
         ({"output_config": {"format": {"type": "xml"}}}, 'output_config.format.type is "xml"; it must be json_schema'),
     ],
 )
@@ -559,7 +563,6 @@ def test_no_call_where_none_is_wanted() -> None:
 )
 def test_calls_that_must_be_made(choice: dict[str, Any], names: set[str]) -> None:
     """Whatever the network says: a stand-in that knows no markup is held to it."""
-    pytest.importorskip("longsight.chat.grammar", reason="answers are held to calls by grammars of calls")
     no_arguments = {"type": "object", "properties": {}, "additionalProperties": False}
     tools = [{"name": name, "input_schema": no_arguments} for name in ("weather", "time")]
     with live_server(FakeModel(), template=None, pages=512) as server, client_of(server) as client:

@@ -11,7 +11,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from longsight.engine import ContextLengthError
+from longsight.chat.errors import SchemaError
+from longsight.engine import ContextLengthError, InvalidRequestError
 from longsight.server.answers import Choice
 from longsight.server.anthropic.fields import MessagesFields
 from longsight.server.anthropic.reply import Reply, usage
@@ -35,7 +36,7 @@ async def messages(http: HttpRequest) -> Response:
     exchange = Exchange(http, "anthropic", turn.service_tier, bool(fields.stream))
     exchange.submit(choices)
     # By the name that was asked for: Claude Code keeps no thinking of a model by any other.
-    reply = Reply(turn.model)
+    reply = Reply(turn.model, service.signer)
     if fields.stream:
         return EventStream(_frames(exchange, reply), exchange.close, exchange.headers())
     try:
@@ -53,6 +54,10 @@ def _prepare(service: Service, body: str) -> tuple[MessagesFields, Turn, list[Ch
         return fields, turn, service.choices(turn)
     except ContextLengthError as error:
         raise too_long(error) from error
+    except SchemaError as error:
+        raise invalid(str(error), fields.format_path if error.tool is None else "tools") from error
+    except InvalidRequestError as error:
+        raise invalid(str(error), fields.format_path if error.param == "grammar" else error.param) from error
 
 
 def too_long(error: ContextLengthError) -> ApiError:

@@ -48,6 +48,11 @@ class MessagesFields(BaseModel):
     output_config: Any = None
     output_format: Any = None
 
+    @property
+    def format_path(self) -> str:
+        """Where the form of the answer is asked for."""
+        return "output_config.format" if self.output_format is None else "output_format"
+
     def turn(self, defaults: SamplingDefaults) -> Turn:
         """Raises ApiError or ChatError naming what is wrong."""
         params = self._sampling(defaults)
@@ -92,9 +97,9 @@ class MessagesFields(BaseModel):
 
     def _answer_format(self) -> Grammar | None:
         """The schema of the answer, from either of the places where clients put it; its keys keep their order."""
-        path, given = "output_format", self.output_format
+        path, given = self.format_path, self.output_format
         if given is None and isinstance(self.output_config, dict):
-            path, given = "output_config.format", self.output_config.get("format")
+            given = self.output_config.get("format")
         if given is None:
             return None
         if not isinstance(given, dict) or given.get("type") != "json_schema":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +11,7 @@ from typing import Any
 from longsight.chat.events import Arguments, CallEnd, CallStart, Content, Event, Reasoning
 from longsight.server.answers import Finish, Piece
 from longsight.server.exchange import Exchange, Usage
+from longsight.server.signing import Signer
 
 STOP_REASONS: Mapping[Finish, str] = {
     "stop": "end_turn",
@@ -20,13 +19,6 @@ STOP_REASONS: Mapping[Finish, str] = {
     "calls": "tool_use",
     "stop_string": "stop_sequence",
 }
-_KEY = secrets.token_bytes(32)
-
-
-def signature(thinking: str) -> str:
-    """64 hexadecimal digits by which this process would know its own thinking again. Nothing depends on them: thinking
-    is taken back whoever signed it."""
-    return hmac.new(_KEY, thinking.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
 
 
 def usage(used: Usage, service_tier: str, exchange: Exchange | None = None) -> dict[str, Any]:
@@ -49,9 +41,14 @@ def usage(used: Usage, service_tier: str, exchange: Exchange | None = None) -> d
 
 @dataclass
 class Reply:
-    """One answer, block by block. Feed it the pieces; a block that is begun ends with the next one or `end`."""
+    """One answer, block by block. Feed it the pieces; a block that is begun ends with the next one or the answer.
+
+    signer: signs the thinking, as the protocol wants; nothing depends on it, since thinking is taken back whoever
+    signed it.
+    """
 
     model: str
+    signer: Signer
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     finish: Finish | None = None
     stop_string: str | None = None
@@ -137,7 +134,7 @@ class Reply:
             return
         block = self._blocks[-1]
         if block["type"] == "thinking":
-            block["signature"] = signature(block["thinking"])
+            block["signature"] = self.signer.mark(block["thinking"])
             yield self._delta({"type": "signature_delta", "signature": block["signature"]})
         self._open = False
         yield {"type": "content_block_stop", "index": len(self._blocks) - 1}
