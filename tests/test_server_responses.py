@@ -638,7 +638,7 @@ def test_a_failure_on_the_way_is_the_last_event() -> None:
 
 def test_a_quiet_stream_says_that_it_lives() -> None:
     with live_server(FakeModel(seconds=0.3), pages=512, keep_alive=0.05) as server:
-        body = {"model": "tiny", "input": "x", "stream": True, "max_output_tokens": 3}
+        body = {"model": "tiny", "input": "x", "stream": True, "max_output_tokens": 3, "temperature": 0}
         text = httpx.post(f"{server.url}/v1/responses", json=body, timeout=30).text
     assert ": keep-alive\n\n" in text
     assert text.count("event: response.incomplete\n") == 1

@@ -52,8 +52,9 @@ with API keys and limits (without --auth or --api-key, nobody is asked for a key
   longsight serve --auth keys.db --limit rpm=60 --limit concurrency=4
   LONGSIGHT_API_KEY=... longsight serve              one key for everything, without a database
 
-/v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /v1/files, /health, /ready, /metrics; for a browser, a
-page for chat and for looking at what the model reads, at /.
+/v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /v1/files, /health, /ready, /metrics; Anthropic's
+protocol, for Claude Code too, with /anthropic as its base URL (docs/clients.md); for a browser, a page for chat and for
+looking at what the model reads, at /.
 """
 log = logging.getLogger("longsight")
 LEVELS = ("debug", "info", "warning", "error")

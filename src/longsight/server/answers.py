@@ -202,8 +202,8 @@ async def pieces(
             continue  # what was generated before the engine heard of the end
         if update.processed > processed[update.request]:
             processed[update.request] = update.processed
+            # No news to most protocols: a stream may be silent in spite of it, so it doesn't put off the heartbeat.
             yield Piece(choice.index, progress=(update.processed, len(update.request.prompt)))
-            quiet_since = now
         piece = choice.take(update, now)
         if piece is not None:
             yield piece

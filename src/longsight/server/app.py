@@ -19,11 +19,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from longsight.ops import LongsightError
 from longsight.server import web
 from longsight.server.access import Accesses, Observation, Sink, request_id
+from longsight.server.anthropic import endpoints as anthropic
 from longsight.server.auth import Authentication
 from longsight.server.body import ClientGoneError
 from longsight.server.chat_completions import chat_completions
 from longsight.server.completions import completions
-from longsight.server.errors import RETRY_AFTER_SECONDS, on_error, on_http_exception, respond, retry_headers
+from longsight.server.errors import (
+    RETRY_AFTER_SECONDS,
+    dialect_of,
+    on_error,
+    on_http_exception,
+    respond,
+    retry_headers,
+)
 from longsight.server.files import routes as file_routes
 from longsight.server.identity import caller_of, require_scope
 from longsight.server.metrics import Metrics
@@ -60,6 +68,7 @@ def create_app(service: Service, sinks: Sequence[Sink] = ()) -> Starlette:
             *usage_routes,
             *Microscope().routes(),
             *responses_routes,
+            *anthropic.routes,
         ],
         middleware=[
             Middleware(
@@ -129,10 +138,16 @@ async def expose(request: Request) -> Response:
 
 
 async def models(request: Request) -> Response:
+    """OpenAI's list, or Anthropic's to a client that names its version of that protocol."""
+    if dialect_of(request.scope) == "anthropic":
+        return await anthropic.models(request)
     return JSONResponse({"object": "list", "data": [_card(request.app.state.service)]})
 
 
 async def model(request: Request) -> Response:
+    """What is known of one model, in the protocol of the client."""
+    if dialect_of(request.scope) == "anthropic":
+        return await anthropic.model(request)
     service: Service = request.app.state.service
     service.check_model(request.path_params["model"])
     return JSONResponse(_card(service))

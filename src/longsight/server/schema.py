@@ -143,13 +143,14 @@ class CompletionFields(CommonFields):
         return [_one_prompt(p, f"prompt.{i}" if several else "prompt") for i, p in enumerate(prompts)]
 
 
+Model = TypeVar("Model", bound=BaseModel)
 Fields = TypeVar("Fields", bound=CommonFields)
 
 
-def parse(kind: type[Fields], body: str) -> Fields:
-    """Raises ApiError 400 naming the field, its value and what is accepted."""
+def checked(kind: type[Model], body: str) -> Model:
+    """A request body of any protocol. Raises ApiError 400 naming the field, its value and what is accepted."""
     try:
-        fields = kind.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in first["loc"])
@@ -161,6 +162,11 @@ def parse(kind: type[Fields], body: str) -> Fields:
             raise invalid(f"{path} is missing; it is required", path) from error
         subject = path or "the request body"
         raise invalid(f"{subject} is {show(first['input'])}: {first['msg']}", path or None) from error
+
+
+def parse(kind: type[Fields], body: str) -> Fields:
+    """A body of OpenAI's protocol. Raises ApiError 400, for known options too that are not supported."""
+    fields = checked(kind, body)
     for name, value in (fields.model_extra or {}).items():
         if name in UNSUPPORTED and value not in UNSUPPORTED[name]:
             accepted = " or ".join(json.dumps(v) for v in UNSUPPORTED[name] if v is not None)

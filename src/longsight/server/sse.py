@@ -17,6 +17,11 @@ def frame(data: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
+def event_frame(data: Mapping[str, Any]) -> bytes:
+    """For protocols that name their events; the name is the data's `type`."""
+    return f"event: {data['type']}\n".encode() + frame(data)
+
+
 class EventStream(StreamingResponse):
     """Streams frames; `on_end` runs when the stream ends, fails, or the client goes away."""
 

@@ -19,7 +19,7 @@ from longsight.server.responses.assembly import Assembly
 from longsight.server.responses.request import Prepared, prepare, read
 from longsight.server.responses.store import Stored
 from longsight.server.service import Service
-from longsight.server.sse import KEEP_ALIVE, EventStream, frame
+from longsight.server.sse import KEEP_ALIVE, EventStream, event_frame
 
 MAX_PAGE = 100  # of input items
 
@@ -76,13 +76,9 @@ async def _frames(exchange: Exchange, prepared: Prepared, assembly: Assembly) ->
     """A stream's frames. What goes wrong once it has begun is its last event."""
     try:
         async for event in _events(exchange, prepared, assembly, exchange.service.keep_alive):
-            yield KEEP_ALIVE if event is None else _frame(event)
+            yield KEEP_ALIVE if event is None else event_frame(event)
     except Exception as error:
-        yield _frame(assembly.failure(as_api_error(error), exchange))
-
-
-def _frame(event: dict[str, Any]) -> bytes:
-    return f"event: {event['type']}\n".encode() + frame(event)
+        yield event_frame(assembly.failure(as_api_error(error), exchange))
 
 
 def _keep(exchange: Exchange, prepared: Prepared, response: dict[str, Any]) -> None:
