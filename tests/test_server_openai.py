@@ -27,6 +27,15 @@ def test_models(server: LiveServer) -> None:
         assert caught.value.code == "model_not_found"
 
 
+def test_other_names_of_the_model() -> None:
+    with live_server(aliases=("claude-tiny",)) as server, server.client() as client:
+        assert {m.id: m.model_dump()["aliases"] for m in client.models.list()} == {
+            "tiny": ["claude-tiny"],
+            "claude-tiny": ["tiny"],
+        }
+        assert client.completions.create(model="claude-tiny", prompt=TEXT, max_tokens=2).model == "claude-tiny"
+
+
 def test_chat(server: LiveServer) -> None:
     with server.client() as client:
         raw = client.chat.completions.with_raw_response.create(

@@ -141,7 +141,10 @@ async def models(request: Request) -> Response:
     """OpenAI's list, or Anthropic's to a client that names its version of that protocol."""
     if dialect_of(request.scope) == "anthropic":
         return await anthropic.models(request)
-    return JSONResponse({"object": "list", "data": [_card(request.app.state.service)]})
+    service: Service = request.app.state.service
+    # Under its other names too: some clients show only those that they can place.
+    names = (service.model_id, *service.aliases)
+    return JSONResponse({"object": "list", "data": [_card(service, name) for name in names]})
 
 
 async def model(request: Request) -> Response:
@@ -149,14 +152,16 @@ async def model(request: Request) -> Response:
     if dialect_of(request.scope) == "anthropic":
         return await anthropic.model(request)
     service: Service = request.app.state.service
-    service.check_model(request.path_params["model"])
-    return JSONResponse(_card(service))
+    name: str = request.path_params["model"]
+    service.check_model(name)
+    return JSONResponse(_card(service, name))
 
 
-def _card(service: Service) -> dict[str, object]:
+def _card(service: Service, name: str) -> dict[str, object]:
     longest, limits = service.driver.engine.max_model_len, service.limits
     return {
-        **model_card(service.model_id, service.created, limits.context(longest)),
+        **model_card(name, service.created, limits.context(longest)),
+        "aliases": [other for other in (service.model_id, *service.aliases) if other != name],
         "guaranteed_context": limits.floor(longest),
         "max_output_tokens": min(limits.max_output_tokens, longest),
     }

@@ -36,7 +36,7 @@ async def chat_completions(http: HttpRequest) -> Response:
     exchange.submit(choices)
     split = service.reasoning_format == "split" if fields.reasoning_split is None else fields.reasoning_split
     reasoning: Literal["split", "inline"] = "split" if split else "inline"
-    envelope = ChatEnvelope(service.model_id, service.tokenizer.decode, turn.service_tier, reasoning=reasoning)
+    envelope = ChatEnvelope(fields.model, service.tokenizer.decode, turn.service_tier, reasoning=reasoning)
     if fields.stream:
         return EventStream(_frames(exchange, fields, envelope), exchange.close, exchange.headers())
     try:

@@ -29,7 +29,7 @@ async def completions(http: HttpRequest) -> Response:
     fields, choices = await to_thread.run_sync(_prepare, service, body)
     exchange = Exchange(http, "completions", stream=bool(fields.stream))
     exchange.submit(choices)
-    envelope = TextEnvelope(service.model_id, service.tokenizer.decode)
+    envelope = TextEnvelope(fields.model, service.tokenizer.decode)
     if fields.stream:
         return EventStream(_frames(exchange, fields, envelope), exchange.close, exchange.headers())
     try:

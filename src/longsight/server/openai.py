@@ -229,4 +229,6 @@ def model_card(model: str, created: int, context_length: int) -> dict[str, Any]:
         "created": created,
         "owned_by": "longsight",
         "context_length": context_length,
+        "modalities": ["text"],
+        "capabilities": {"json_mode": True, "function_calling": True, "thinking": True, "multimodal": False},
     }
