@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 from anyio import to_thread
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from longsight.chat.messages import Thinking
 from longsight.server import openai_messages
 from longsight.server.answers import Choice
-from longsight.server.body import read_text, unless_gone
-from longsight.server.errors import as_api_error, invalid, show
+from longsight.server.body import read_text
+from longsight.server.errors import invalid, show
 from longsight.server.exchange import Exchange
 from longsight.server.identity import Caller, caller_of, require_scope
-from longsight.server.openai import Answer, ChatEnvelope, ChatStream, usage
+from longsight.server.openai import ChatEnvelope
+from longsight.server.openai_answer import answer
 from longsight.server.schema import ChatFields, answer_format, parse
 from longsight.server.service import Service
-from longsight.server.sse import DONE, KEEP_ALIVE, EventStream, frame
 from longsight.server.turn import Turn
 
 MODES = get_args(Thinking)
@@ -37,13 +37,7 @@ async def chat_completions(http: HttpRequest) -> Response:
     split = service.reasoning_format == "split" if fields.reasoning_split is None else fields.reasoning_split
     reasoning: Literal["split", "inline"] = "split" if split else "inline"
     envelope = ChatEnvelope(fields.model, service.tokenizer.decode, turn.service_tier, reasoning=reasoning)
-    if fields.stream:
-        return EventStream(_frames(exchange, fields, envelope), exchange.close, exchange.headers())
-    try:
-        answers = await unless_gone(http, collect(exchange))
-    finally:
-        await exchange.close()
-    return JSONResponse(envelope.whole(answers, usage(exchange.usage, exchange)), headers=dict(exchange.headers()))
+    return await answer(exchange, fields, envelope)
 
 
 def _prepare(service: Service, body: str, caller: Caller) -> tuple[ChatFields, Turn, list[Choice]]:
@@ -95,34 +89,3 @@ def _thinking(fields: ChatFields) -> Thinking:
     if "enable_thinking" in given:
         return "enabled" if given["enable_thinking"] else "disabled"
     return "disabled" if fields.reasoning_effort == "none" else "adaptive"
-
-
-async def collect(exchange: Exchange) -> list[Answer]:
-    """The finished answers, in order."""
-    answers = [Answer() for _ in exchange.choices]
-    async for piece in exchange.pieces():
-        if piece is not None:
-            answers[piece.index].add(piece)
-    return answers
-
-
-async def _frames(exchange: Exchange, fields: ChatFields, envelope: ChatEnvelope) -> AsyncIterator[bytes]:
-    """A stream's frames. An error once it has begun is its last frame, and no [DONE] follows."""
-    until_usage: dict[str, Any] = {"usage": None} if fields.include_usage else {}
-    streams = [ChatStream(envelope, i) for i in range(len(exchange.choices))]
-    try:
-        async for piece in exchange.pieces(exchange.service.keep_alive):
-            if piece is None:
-                yield KEEP_ALIVE
-                continue
-            if piece.progress is not None and fields.return_progress:
-                processed, total = piece.progress
-                progress = {"processed": processed, "total": total, "index": piece.index}
-                yield frame(envelope.chunk([], prompt_progress=progress, **until_usage))
-            for choice in streams[piece.index].choices(piece):
-                yield frame(envelope.chunk([choice], **until_usage))
-        if fields.include_usage:
-            yield frame(envelope.chunk([], usage=usage(exchange.usage, exchange)))
-        yield DONE
-    except Exception as error:
-        yield frame(as_api_error(error).body())
