@@ -42,6 +42,8 @@ def test_a_template_may_refuse() -> None:
         "{{ messages.append(1) }}",
         "{{ messages[0].content.no_such.attribute }}",
         "{{ 1 + 'a' }}",
+        "{{ 1 // 0 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ],
 )
 def test_what_a_template_may_not_do(source: str) -> None:
@@ -81,3 +83,13 @@ def test_files_that_make_no_sense(tmp_path: Path, content: str) -> None:
     write(tmp_path, "tokenizer_config.json", content)
     with pytest.raises(ChatTemplateError):
         ChatTemplate.from_checkpoint(tmp_path)
+
+
+def test_a_file_instead_of_the_checkpoints_own(tmp_path: Path) -> None:
+    write(tmp_path, "chat_template.jinja", "own")
+    write(tmp_path, "other.jinja", "other {{ messages | length }}")
+    template = ChatTemplate.from_checkpoint(tmp_path, tmp_path / "other.jinja")
+    assert template is not None
+    assert template.render(HELLO) == "other 1"
+    with pytest.raises(ChatTemplateError, match=r"no\.jinja cannot be read"):
+        ChatTemplate.from_checkpoint(tmp_path, tmp_path / "no.jinja")

@@ -38,11 +38,14 @@ class ChatTemplate:
         self.thinks = THINK in source or END_THINK in source  # whether it knows M3's thinking modes
 
     @classmethod
-    def from_checkpoint(cls, directory: Path) -> ChatTemplate | None:
-        """chat_template.jinja, or the one in tokenizer_config.json; None if the checkpoint has neither."""
+    def from_checkpoint(cls, directory: Path, file: Path | None = None) -> ChatTemplate | None:
+        """`file`, or chat_template.jinja, or the one in tokenizer_config.json; None if there is none of these."""
         config = _read_json(directory / "tokenizer_config.json")
-        path = directory / "chat_template.jinja"
-        source = path.read_text("utf-8") if path.is_file() else config.get("chat_template")
+        path = file or directory / "chat_template.jinja"
+        try:
+            source = path.read_text("utf-8") if file or path.is_file() else config.get("chat_template")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ChatTemplateError(f"{path} cannot be read: {error}") from error
         if isinstance(source, list):  # several named templates
             source = {t["name"]: t["template"] for t in source if isinstance(t, dict) and t.keys() >= NAMED}.get(
                 "default"
@@ -52,7 +55,7 @@ class ChatTemplate:
         if not isinstance(source, str):
             raise ChatTemplateError(f"chat_template in tokenizer_config.json is {source!r:.80}; it must be a string")
         special = {
-            name: value["content"] if isinstance(value, dict) else value
+            name: str(value.get("content", "")) if isinstance(value, dict) else value
             for name, value in config.items()
             if name.endswith("_token") and isinstance(value, str | dict)
         }
@@ -64,7 +67,7 @@ class ChatTemplate:
             return self._template.render(
                 messages=messages, add_generation_prompt=True, **self._special_tokens, **options
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # a template is other people's program, and can fail in any way
             raise ChatError(f"the model's chat template refuses these messages: {error}") from error
 
 

@@ -83,6 +83,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="NAME",
         help="another name that requests may use for the model, as claude-sonnet-4-5; may be given several times",
     )
+    parser.add_argument(
+        "--chat-template",
+        type=Path,
+        metavar="FILE",
+        help="a Jinja template of conversations instead of the checkpoint's own; without either, MiniMax-M3's format",
+    )
+    parser.add_argument(
+        "--reasoning-format",
+        choices=("inline", "split"),
+        default="inline",
+        help="where chat completions put thinking if a request does not say: inline, as <think> in the content "
+        "(default), or split, in reasoning_content",
+    )
     add_engine_arguments(parser)
     parser.add_argument(
         "--max-running", type=positive, default=16, metavar="N", help="requests that run at once (default 16)"
@@ -176,7 +189,7 @@ def run(args: argparse.Namespace) -> int:
     authenticator, limits = build_authenticator(args), load_limits(args)
     signer = Signer.from_file(args.signing_key) if args.signing_key else Signer()
     path = model_path(args)
-    defaults, template = SamplingDefaults.from_checkpoint(path), ChatTemplate.from_checkpoint(path)
+    defaults, template = SamplingDefaults.from_checkpoint(path), ChatTemplate.from_checkpoint(path, args.chat_template)
     with ExitStack() as stack:
         stack.enter_context(unwinding_on_sigterm())
         listener = stack.enter_context(listen(args.host, args.port))
@@ -199,6 +212,7 @@ def run(args: argparse.Namespace) -> int:
             # The built-in model never ends an answer by itself.
             chat_max_tokens=CHAT_MAX_TOKENS if args.model else BUILT_IN_MAX_TOKENS,
             aliases=tuple(args.alias),
+            reasoning_format=args.reasoning_format,
             meter=meter,
             files=files,
             fetch_limits=FetchLimits(
