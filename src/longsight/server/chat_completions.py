@@ -36,7 +36,7 @@ async def chat_completions(http: HttpRequest) -> Response:
     exchange.submit(choices)
     split = service.reasoning_format == "split" if fields.reasoning_split is None else fields.reasoning_split
     reasoning: Literal["split", "inline"] = "split" if split else "inline"
-    envelope = ChatEnvelope(fields.model, service.tokenizer.decode, turn.service_tier, reasoning=reasoning)
+    envelope = ChatEnvelope(fields.model, service.tokenizer.decode, tier_name(fields), reasoning=reasoning)
     return await answer(exchange, fields, envelope)
 
 
@@ -67,6 +67,11 @@ def turn_of(fields: ChatFields, service: Service) -> Turn:
         template_options=fields.chat_template_kwargs or {},
         service_tier=TIERS.get(tier, "standard"),
     )
+
+
+def tier_name(fields: ChatFields) -> str:
+    """The tier as the protocol calls it, whose clients know no "standard"; those who say so themselves do."""
+    return fields.service_tier if fields.service_tier in ("standard", "priority") else "default"
 
 
 def _thinking(fields: ChatFields) -> Thinking:

@@ -53,7 +53,7 @@ class Envelope:
 
     model: str
     spell: Spell
-    service_tier: str = "standard"
+    service_tier: str = "default"
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from longsight.server.body import read_text, unless_gone
-from longsight.server.errors import as_api_error, invalid, show
+from longsight.server.errors import as_api_error, invalid, not_found, show
 from longsight.server.exchange import Exchange
 from longsight.server.identity import caller_of
 from longsight.server.responses.assembly import Assembly
@@ -115,6 +115,11 @@ async def cancel(http: HttpRequest) -> Response:
     raise invalid(f"the response {entry.id!r} is not in the background; it ends when its request does", "id")
 
 
+async def compact(http: HttpRequest) -> Response:
+    """Refused: a long conversation is read as it is."""
+    raise not_found("this server does not compact conversations; it reads them whole, from its cache", "unavailable")
+
+
 async def input_items(http: HttpRequest) -> Response:
     """A page of a stored response's own input, the last item first unless order is asc."""
     items = _stored(http).input_items()
@@ -162,6 +167,7 @@ def _stored(http: HttpRequest) -> Stored:
 routes = [
     Route("/v1/responses", create, methods=["POST"]),
     Route("/v1/responses/input_tokens", input_tokens, methods=["POST"]),
+    Route("/v1/responses/compact", compact, methods=["POST"]),
     Route("/v1/responses/{id}", retrieve, methods=["GET"]),
     Route("/v1/responses/{id}", delete, methods=["DELETE"]),
     Route("/v1/responses/{id}/cancel", cancel, methods=["POST"]),

@@ -48,6 +48,8 @@ class ResponsesFields(CommonFields):
     previous_response_id: str | None = None
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
 
     def answer_limit(self) -> int | None:
         return self.max_tokens if self.max_output_tokens is None else self.max_output_tokens

@@ -76,7 +76,7 @@ class Prepared:
             "temperature": turn.params.temperature,
             "text": {"format": (fields.text and fields.text.format) or {"type": "text"}},
             "tool_choice": "auto" if fields.tool_choice is None else fields.tool_choice,
-            "tools": fields.tools or [],
+            "tools": [_whole(tool) for tool in fields.tools or ()],
             "top_p": turn.params.top_p,
             "top_logprobs": 0,
             "presence_penalty": turn.params.presence_penalty,
@@ -85,7 +85,16 @@ class Prepared:
             "usage": None,
             "user": None,
             "metadata": fields.metadata or {},
+            "prompt_cache_key": fields.prompt_cache_key,
+            "safety_identifier": fields.safety_identifier,
         }
+
+
+def _whole(tool: Any) -> Any:
+    """A function with every field that the protocol has a function repeat."""
+    if not isinstance(tool, dict) or tool.get("type") != "function":
+        return tool
+    return {**tool, **{name: tool.get(name) for name in ("description", "parameters", "strict")}}
 
 
 def prepare(service: Service, body: str, caller: Caller) -> tuple[Prepared, list[Choice]]:
