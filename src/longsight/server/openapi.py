@@ -2,55 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from longsight import __version__
-from longsight.server.microscope import MicroscopeFields
-from longsight.server.responses.fields import ResponsesFields
-from longsight.server.schema import ChatFields, CommonFields, CompletionFields
+from longsight.server.errors import dialect_of
+from longsight.server.openapi_routes import ERRORS, JSON, OPERATIONS, SHAPES, Operation, Schema
+from longsight.server.service import Service
 
-BODIES: Mapping[str, type[CommonFields]] = {
-    "/v1/chat/completions": ChatFields,
-    "/v1/completions": CompletionFields,
-    "/v1/longsight/microscope": MicroscopeFields,
-    "/v1/responses": ResponsesFields,
-    "/v1/responses/input_tokens": ResponsesFields,
+HIDDEN = ("/openapi.json", "/", "/anthropic", "/anthropic/")
+REFUSALS: Mapping[int, str] = {
+    400: "The request is wrong; the message names what and where",
+    401: "No API key, or a wrong one",
+    403: "The key may not do this",
+    404: "No such model, file or response, or nothing of the kind on this server",
+    413: "The body is too large",
+    429: "Too much at once; retry-after says when to come back",
+    503: "Not now; retry-after says when to come back",
+    504: "Not done by the time that the client waits for",
+    529: "Overloaded; retry-after says when to come back",
 }
-# Routes whose bodies are checked by hand, and what is sure about them.
-OBJECTS: Mapping[str, tuple[str, ...]] = {
-    "/v1/messages": ("model", "messages"),
-    "/anthropic/v1/messages": ("model", "messages"),
-    "/v1/messages/count_tokens": ("model", "messages"),
-    "/anthropic/v1/messages/count_tokens": ("model", "messages"),
-}
-HIDDEN = ("/openapi.json", "/", "/web", "/anthropic")
-ERROR = {"$ref": "#/components/schemas/Error"}
-ERRORS = {
-    "400": "The request is wrong; the message names what and where",
-    "401": "No API key, or a wrong one",
-    "403": "The key may not do this",
-    "404": "No such model, file or response",
-    "413": "The body is too large",
-    "429": "Too much at once; retry-after says when to come back",
-    "503": "Not now; retry-after says when to come back",
-    "529": "Overloaded (Anthropic routes); retry-after says when to come back",
-}
+# Of routes that openapi_routes does not know: anything may come.
+UNKNOWN = Operation({JSON: {}, "text/event-stream": {}}, tuple(REFUSALS))
 
 
-def document(routes: list[BaseRoute]) -> dict[str, Any]:
-    schemas: dict[str, Any] = {"Error": {"type": "object"}}
+def document(routes: list[BaseRoute], models: Sequence[str]) -> dict[str, Any]:
+    """models: all names of the model; others are refused."""
+    schemas: dict[str, Any] = {f"{name.capitalize()}Error": dict(schema) for name, schema in ERRORS.items()}
     paths: dict[str, Any] = {}
     for route in routes:
-        if not isinstance(route, Route) or route.path.startswith(HIDDEN[2]) or route.path in HIDDEN:
+        if not isinstance(route, Route) or route.path in HIDDEN:
             continue
-        path = route.path.replace(":path}", "}").replace(":int}", "}")
+        path = re.sub(r":[a-z]+\}", "}", route.path)
         for method in sorted((route.methods or set()) - {"HEAD", "OPTIONS"}):
             paths.setdefault(path, {})[method.lower()] = _operation(route, path, method, schemas)
+    for schema in schemas.values():
+        if "model" in schema.get("properties", {}):
+            schema["properties"]["model"] |= {"enum": [*models]}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Longsight", "version": __version__},
@@ -64,39 +58,49 @@ def document(routes: list[BaseRoute]) -> dict[str, Any]:
 
 
 def _operation(route: Route, path: str, method: str, schemas: dict[str, Any]) -> dict[str, Any]:
+    known = OPERATIONS.get(f"{method} {path}", UNKNOWN)
     description = (route.endpoint.__doc__ or route.name).strip().split("\n")[0]
-    answer = {
-        "description": "Done",
-        "content": {"application/json": {"schema": {}}, "text/event-stream": {"schema": {}}},
+    dialect = dialect_of({"path": route.path, "headers": []})
+    error = {JSON: {"schema": {"$ref": f"#/components/schemas/{dialect.capitalize()}Error"}}}
+    responses: dict[str, Any] = {
+        str(status): {"description": REFUSALS[status], "content": error} for status in sorted(known.errors)
     }
-    failures = {
-        status: {"description": words, "content": {"application/json": {"schema": ERROR}}}
-        for status, words in ERRORS.items()
-    }
+    if known.answers:
+        content = {kind: {"schema": schema} for kind, schema in known.answers.items()}
+        responses = {"200": {"description": "Done", "content": content}, **responses}
     operation: dict[str, Any] = {
         "summary": description,
-        "operationId": f"{method.lower()}_{path.strip('/').replace('/', '_').replace('{', '').replace('}', '')}",
+        "operationId": f"{method.lower()}_{re.sub('[^a-z0-9]+', '_', path).strip('_')}",
         "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in route.param_convertors
+            *(_parameter(name, "path", {"type": "string"}, True) for name in route.param_convertors),
+            *(_parameter(name, "query", schema, name in known.required) for name, schema in known.query.items()),
+            *(_parameter(name, "header", schema, name in known.required) for name, schema in known.headers.items()),
         ],
-        "responses": {"200": answer, **failures},
+        "responses": responses,
     }
-    if path in BODIES:
-        model = BODIES[path]
-        found = model.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(found.pop("$defs", {}))
-        schemas[model.__name__] = found
-        operation["requestBody"] = _body({"$ref": f"#/components/schemas/{model.__name__}"})
-    elif path in OBJECTS:
-        operation["requestBody"] = _body({"type": "object", "required": list(OBJECTS[path])})
+    if known.body:
+        content = {kind: {"schema": _schema(body, schemas)} for kind, body in known.body.items()}
+        operation["requestBody"] = {"required": True, "content": content}
     return operation
 
 
-def _body(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {"required": True, "content": {"application/json": {"schema": schema}}}
+def _parameter(name: str, place: str, schema: Schema, required: bool) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": required, "schema": schema}
+
+
+def _schema(body: Schema | type[BaseModel], schemas: dict[str, Any]) -> Schema:
+    """A class's own schema goes to the shared ones, and is referred to."""
+    if not isinstance(body, type):
+        return body
+    found = body.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(found.pop("$defs", {}))
+    for base in reversed(body.__mro__):
+        found["properties"].update(SHAPES.get(base, {}))
+    schemas[body.__name__] = found
+    return {"$ref": f"#/components/schemas/{body.__name__}"}
 
 
 async def openapi(request: Request) -> Response:
     """This document."""
-    return JSONResponse(document(request.app.routes))
+    service: Service = request.app.state.service
+    return JSONResponse(document(request.app.routes, [service.model_id, *service.aliases]))
