@@ -50,7 +50,16 @@ def test_every_operation_is_described(server: LiveServer) -> None:
 def test_random_requests_find_nothing_that_the_document_does_not_say(server: LiveServer, tmp_path: Path) -> None:
     command = [
         *(Path(sys.executable).with_name("st"), "run", f"{server.url}/openapi.json"),
-        *("--phases", "coverage,fuzzing", "--mode", "all", "--max-examples", "12", "--checks", ",".join(CHECKS)),
+        *(
+            "--phases",
+            "coverage,fuzzing,stateful",
+            "--mode",
+            "all",
+            "--max-examples",
+            "12",
+            "--checks",
+            ",".join(CHECKS),
+        ),
         *("--generation-deterministic", "--no-color"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)

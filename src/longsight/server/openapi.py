@@ -60,17 +60,20 @@ def document(routes: list[BaseRoute], models: Sequence[str]) -> dict[str, Any]:
 def _operation(route: Route, path: str, method: str, schemas: dict[str, Any]) -> dict[str, Any]:
     known = OPERATIONS.get(f"{method} {path}", UNKNOWN)
     description = (route.endpoint.__doc__ or route.name).strip().split("\n")[0]
-    dialect = dialect_of({"path": route.path, "headers": []})
-    error = {JSON: {"schema": {"$ref": f"#/components/schemas/{dialect.capitalize()}Error"}}}
+    error = {JSON: {"schema": _error(route.path)}}
     responses: dict[str, Any] = {
         str(status): {"description": REFUSALS[status], "content": error} for status in sorted(known.errors)
     }
     if known.answers:
         content = {kind: {"schema": schema} for kind, schema in known.answers.items()}
-        responses = {"200": {"description": "Done", "content": content}, **responses}
+        links = {
+            _id(*target.split()): {"operationId": _id(*target.split()), "parameters": {"id": "$response.body#/id"}}
+            for target in known.leads_to
+        }
+        responses = {"200": {"description": "Done", "content": content, "links": links}, **responses}
     operation: dict[str, Any] = {
         "summary": description,
-        "operationId": f"{method.lower()}_{re.sub('[^a-z0-9]+', '_', path).strip('_')}",
+        "operationId": _id(method, path),
         "parameters": [
             *(_parameter(name, "path", {"type": "string"}, True) for name in route.param_convertors),
             *(_parameter(name, "query", schema, name in known.required) for name, schema in known.query.items()),
@@ -82,6 +85,17 @@ def _operation(route: Route, path: str, method: str, schemas: dict[str, Any]) ->
         content = {kind: {"schema": _schema(body, schemas)} for kind, body in known.body.items()}
         operation["requestBody"] = {"required": True, "content": content}
     return operation
+
+
+def _id(method: str, path: str) -> str:
+    return f"{method.lower()}_{re.sub('[^a-z0-9]+', '_', path).strip('_')}"
+
+
+def _error(path: str) -> Schema:
+    """Of the path's protocol; of either, where a header tells them apart."""
+    dialects = sorted({dialect_of({"path": path, "headers": h}) for h in ([], [(b"anthropic-version", b"")])})
+    found = [{"$ref": f"#/components/schemas/{dialect.capitalize()}Error"} for dialect in dialects]
+    return found[0] if len(found) == 1 else {"anyOf": found}
 
 
 def _parameter(name: str, place: str, schema: Schema, required: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from longsight.server.anthropic.fields import MessagesFields
 from longsight.server.microscope import MicroscopeFields
 from longsight.server.responses.fields import ResponsesFields
 from longsight.server.schema import ChatFields, CommonFields, CompletionFields
@@ -41,7 +42,8 @@ def listed(of: Schema, *more: str) -> Schema:
 @dataclass(frozen=True)
 class Operation:
     """answers: of status 200, by content type. body: by content type; a class stands for its own schema. query and
-    headers: parameters by name; those in `required` cannot be left out. errors: the statuses of refusals."""
+    headers: parameters by name; those in `required` cannot be left out. errors: the statuses of refusals. leads_to:
+    operations that take the answer's id."""
 
     answers: Mapping[str, Schema]
     errors: tuple[int, ...] = KEYED
@@ -49,11 +51,12 @@ class Operation:
     query: Mapping[str, Schema] = field(default_factory=dict)
     headers: Mapping[str, Schema] = field(default_factory=dict)
     required: tuple[str, ...] = ()
+    leads_to: tuple[str, ...] = ()
 
 
-def generates(fields: type[BaseModel], answer: Schema, *errors: int) -> Operation:
+def generates(fields: type[BaseModel], answer: Schema, *errors: int, leads_to: tuple[str, ...] = ()) -> Operation:
     """A body of these fields, answered whole or as events."""
-    return Operation({JSON: answer, EVENTS: {}}, (*KEYED, *GENERATES, *errors), {JSON: fields})
+    return Operation({JSON: answer, EVENTS: {}}, (*KEYED, *GENERATES, *errors), {JSON: fields}, leads_to=leads_to)
 
 
 def some(*shapes: Schema) -> Schema:
@@ -93,6 +96,18 @@ SHAPES: Mapping[type[BaseModel], Mapping[str, Schema]] = {
         "tools": some(NULL, array(record("type", type={"const": "function"}, name=NAME, parameters=record()))),
         "tool_choice": some({"enum": [None, "none", "auto", "required"]}, record("type", type=TEXT)),
     },
+    MessagesFields: {
+        "messages": array(
+            record(
+                *("role", "content"),
+                role={"enum": ["user", "assistant", "system"]},
+                content=some(TEXT, array(record("type", type={"enum": ["text", "image", "tool_result"]}, text=TEXT))),
+            ),
+            1,
+        ),
+        "tools": some(NULL, array(record("name", name=NAME, description=TEXT, input_schema=record()))),
+        "tool_choice": some(NULL, record("type", type={"enum": ["auto", "none", "any", "tool"]}, name=TEXT)),
+    },
 }
 
 # Of success too: the native file routes have no other status.
@@ -131,10 +146,22 @@ RESPONSE = record(
     status={"enum": ["completed", "incomplete", "failed", "in_progress"]},
     output={"type": "array", "items": record("type", "id")},
 )
+MESSAGE = record(
+    *("id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage"),
+    type={"const": "message"},
+    role={"const": "assistant"},
+    content=array(record("type", type={"enum": ["text", "thinking", "tool_use"]})),
+    stop_reason={"enum": ["end_turn", "max_tokens", "tool_use", "stop_sequence"]},
+    usage=record("input_tokens", "output_tokens", input_tokens=COUNT, output_tokens=COUNT),
+)
 MODEL = record("id", "object", "created", "owned_by", "context_length", object={"const": "model"}, id=TEXT)
+ANTHROPIC_MODEL = record("id", "type", "display_name", "created_at", type={"const": "model"}, id=TEXT)
+ANTHROPIC_MODELS = record("data", "has_more", "first_id", "last_id", data=array(ANTHROPIC_MODEL))
+VERSION: Mapping[str, Schema] = {"anthropic-version": {**TEXT, "description": "asks for the shapes of that protocol"}}
 FILE = record("id", "object", "bytes", "created_at", "filename", "purpose", object={"const": "file"}, bytes=COUNT)
 NATIVE_FILE = record("file_id", "bytes", "created_at", "filename", "purpose", file_id=COUNT, bytes=COUNT)
-UPLOAD = record("file", "purpose", file={"type": "string", "contentMediaType": BYTES}, purpose=TEXT)
+PURPOSE: Schema = {"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9_-]{0,63}$"}
+UPLOAD = record("file", "purpose", file={"type": "string", "contentMediaType": BYTES}, purpose=PURPOSE)
 DELETED = record("id", "object", "deleted", deleted={"const": True})
 MICROSCOPE = record("id", "object", "model", "block_size", "prompt_tokens", "tokens", "finish_reason", "usage")
 BLOCKS = listed(record("block", "start", "end", "text", block=COUNT, start=COUNT, end=COUNT, text=TEXT))
@@ -152,15 +179,28 @@ def limit(most: int) -> Schema:
     return {"type": "integer", "minimum": 1, "maximum": most}
 
 
+MESSAGES = generates(MessagesFields, MESSAGE, 529)
+COUNTED = Operation({JSON: record("input_tokens", input_tokens=COUNT)}, (*KEYED, 400, 404, 413), {JSON: MessagesFields})
 OPERATIONS: Mapping[str, Operation] = {
     "GET /health": Operation({JSON: record("status", "model")}, (503,)),
     "GET /ready": Operation({JSON: record("status")}, (503,)),
     "GET /metrics": Operation({"text/plain": TEXT, "application/openmetrics-text": TEXT}),
-    "GET /v1/models": Operation({JSON: listed(MODEL)}),
-    "GET /v1/models/{model}": Operation({JSON: MODEL}, (*KEYED, 404)),
+    "GET /v1/models": Operation({JSON: some(listed(MODEL), ANTHROPIC_MODELS)}, headers=VERSION),
+    "GET /v1/models/{model}": Operation({JSON: some(MODEL, ANTHROPIC_MODEL)}, (*KEYED, 404), headers=VERSION),
+    "GET /anthropic/v1/models": Operation({JSON: ANTHROPIC_MODELS}),
+    "GET /anthropic/v1/models/{model}": Operation({JSON: ANTHROPIC_MODEL}, (*KEYED, 404)),
     "POST /v1/chat/completions": generates(ChatFields, CHAT),
     "POST /v1/completions": generates(CompletionFields, COMPLETION),
-    "POST /v1/responses": generates(ResponsesFields, RESPONSE),
+    "POST /v1/responses": generates(
+        ResponsesFields,
+        RESPONSE,
+        leads_to=(
+            "GET /v1/responses/{id}",
+            "GET /v1/responses/{id}/input_items",
+            "POST /v1/responses/{id}/cancel",
+            "DELETE /v1/responses/{id}",
+        ),
+    ),
     "POST /v1/responses/input_tokens": Operation(
         {JSON: record("object", "input_tokens", input_tokens=COUNT)}, (*KEYED, 400, 404, 413), {JSON: ResponsesFields}
     ),
@@ -175,7 +215,14 @@ OPERATIONS: Mapping[str, Operation] = {
         (*KEYED, 400, 404),
         query={"limit": limit(100), "order": ORDER, "after": TEXT},
     ),
-    "POST /v1/files": Operation({JSON: FILE}, (*KEYED, 400, 404, 413), {FORM: UPLOAD}),
+    **{f"POST {prefix}/v1/messages": MESSAGES for prefix in ("", "/anthropic")},
+    **{f"POST {prefix}/v1/messages/count_tokens": COUNTED for prefix in ("", "/anthropic")},
+    "POST /v1/files": Operation(
+        {JSON: FILE},
+        (*KEYED, 400, 404, 413),
+        {FORM: UPLOAD},
+        leads_to=("GET /v1/files/{id}", "GET /v1/files/{id}/content", "DELETE /v1/files/{id}"),
+    ),
     "GET /v1/files": Operation(
         {JSON: listed(FILE, "first_id", "last_id", "has_more")},
         (*KEYED, 400, 404),
@@ -193,9 +240,13 @@ OPERATIONS: Mapping[str, Operation] = {
     "POST /v1/files/delete": Operation(
         {JSON: BASE}, body={JSON: record("file_id", file_id={"type": ["integer", "string"]}, purpose=TEXT)}
     ),
-    "GET /v1/usage": Operation({JSON: record("object", "data", "total", "currency"), CSV: TEXT}, (*KEYED, 400, 404), query=PERIOD),
+    "GET /v1/usage": Operation(
+        {JSON: record("object", "data", "total", "currency"), CSV: TEXT}, (*KEYED, 400, 404), query=PERIOD
+    ),
     "GET /v1/usage.csv": Operation({CSV: TEXT}, (*KEYED, 400, 404), query=PERIOD),
-    "POST /v1/longsight/microscope": generates(MicroscopeFields, MICROSCOPE),
+    "POST /v1/longsight/microscope": generates(
+        MicroscopeFields, MICROSCOPE, leads_to=("GET /v1/longsight/microscope/{id}/blocks",)
+    ),
     "GET /v1/longsight/microscope/{id}/blocks": Operation(
         {JSON: BLOCKS},
         (*KEYED, 400, 404),

@@ -89,6 +89,8 @@ class Reply:
             "content": content,
             "stop_reason": self._stop_reason,
             "stop_sequence": self.stop_string,
+            "stop_details": None,
+            "container": None,
             "usage": usage,
         }
 
@@ -99,13 +101,14 @@ class Reply:
                 self._blocks[-1]["thinking"] += text
                 yield self._delta({"type": "thinking_delta", "thinking": text})
             case Content(text) if text:
-                yield from self._within("text", {"type": "text", "text": ""})
+                yield from self._within("text", {"type": "text", "text": "", "citations": None})
                 self._blocks[-1]["text"] += text
                 yield self._delta({"type": "text_delta", "text": text})
             case CallStart(index, name):
                 yield from self._close()
                 call_id = f"toolu_{self.id}{index:02}"
-                yield from self._begin({"type": "tool_use", "id": call_id, "name": name, "input": {}})
+                caller = {"type": "direct"}
+                yield from self._begin({"type": "tool_use", "id": call_id, "name": name, "input": {}, "caller": caller})
                 self._unended.add(len(self._blocks) - 1)
                 self._json = ""
             case Arguments(_, text) if text:
