@@ -81,8 +81,10 @@ def events_of(server: LiveServer, body: dict[str, Any], **headers: str) -> list[
 
 
 def bare(content: Sequence[Any]) -> list[dict[str, Any]]:
-    """Blocks without their ids, which are drawn anew each time."""
-    return [{k: v for k, v in block.model_dump(exclude_none=True).items() if k != "id"} for block in content]
+    """Blocks without their ids, which are drawn anew each time, and without what says nothing."""
+    return [
+        {k: v for k, v in block.model_dump(exclude_none=True).items() if k != "id" and v != []} for block in content
+    ]
 
 
 def test_a_whole_answer() -> None:

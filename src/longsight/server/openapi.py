@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from longsight import __version__
 from longsight.server.errors import dialect_of
-from longsight.server.openapi_routes import ERRORS, JSON, OPERATIONS, SHAPES, Operation, Schema
+from longsight.server.openapi_routes import ERRORS, EXAMPLES, JSON, OPERATIONS, SHAPES, Operation, Schema
 from longsight.server.service import Service
 
 HIDDEN = ("/openapi.json", "/", "/anthropic", "/anthropic/")
@@ -45,6 +45,8 @@ def document(routes: list[BaseRoute], models: Sequence[str]) -> dict[str, Any]:
     for schema in schemas.values():
         if "model" in schema.get("properties", {}):
             schema["properties"]["model"] |= {"enum": [*models]}
+            for example in schema.get("examples", ()):
+                example["model"] = models[0]
     return {
         "openapi": "3.1.0",
         "info": {"title": "Longsight", "version": __version__},
@@ -110,6 +112,7 @@ def _schema(body: Schema | type[BaseModel], schemas: dict[str, Any]) -> Schema:
     schemas.update(found.pop("$defs", {}))
     for base in reversed(body.__mro__):
         found["properties"].update(SHAPES.get(base, {}))
+    found["examples"] = [dict(EXAMPLES[body])] if body in EXAMPLES else []
     schemas[body.__name__] = found
     return {"$ref": f"#/components/schemas/{body.__name__}"}
 

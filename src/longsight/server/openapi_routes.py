@@ -70,11 +70,40 @@ def array(of: Schema, least: int = 0) -> Schema:
 NULL: Schema = {"type": "null"}
 NAME: Schema = {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"}
 FUNCTION = record("name", name=NAME, description=some(TEXT, NULL), parameters=some(record(), NULL))
+
+
+def between(kind: str, low: float, high: float) -> Schema:
+    return {"type": [kind, "null"], "minimum": low, "maximum": high}
+
+
+MOST = 2**31 - 1
+POSITIVE: Schema = {"type": ["integer", "null"], "minimum": 1}
+THINKING = record("type", type={"enum": ["adaptive", "enabled", "disabled"]})
+JSON_SCHEMA = record(
+    "type", "json_schema", type={"const": "json_schema"}, json_schema=record("schema", schema=record())
+)
+FORMAT = some(NULL, record("type", type={"enum": ["text", "json_object"]}), JSON_SCHEMA)
 STOP = some(NULL, {"type": "string", "minLength": 1}, array({"type": "string", "minLength": 1}))
 # Fields whose shapes the server checks by hand: what it takes, in outline.
 SHAPES: Mapping[type[BaseModel], Mapping[str, Schema]] = {
-    CommonFields: {"stop": STOP},
+    CommonFields: {
+        "response_format": FORMAT,
+        "stop": STOP,
+        "max_tokens": POSITIVE,
+        "temperature": between("number", 0, 2),
+        "top_p": between("number", 0, 1),
+        "top_k": between("integer", -1, MOST),
+        "min_p": between("number", 0, 1),
+        "presence_penalty": between("number", -2, 2),
+        "frequency_penalty": between("number", -2, 2),
+        "repetition_penalty": between("number", 0.01, 100),
+        "n": between("integer", 1, 128),
+        "seed": between("integer", -MOST, MOST),
+        "min_tokens": between("integer", 0, MOST),
+    },
     ChatFields: {
+        "max_completion_tokens": POSITIVE,
+        "thinking": some(NULL, THINKING),
         "messages": array(
             record(
                 "role",
@@ -92,11 +121,17 @@ SHAPES: Mapping[type[BaseModel], Mapping[str, Schema]] = {
     },
     CompletionFields: {"prompt": some(TEXT, array(TEXT, 1), array(COUNT, 1), array(array(COUNT, 1), 1))},
     ResponsesFields: {
+        "max_output_tokens": POSITIVE,
         "input": some(TEXT, array(record(type={"type": "string"}, role=TEXT), 1)),
         "tools": some(NULL, array(record("type", type={"const": "function"}, name=NAME, parameters=record()))),
         "tool_choice": some({"enum": [None, "none", "auto", "required"]}, record("type", type=TEXT)),
     },
     MessagesFields: {
+        "max_tokens": POSITIVE,
+        "temperature": between("number", 0, 2),
+        "top_p": between("number", 0, 1),
+        "top_k": between("integer", -1, MOST),
+        "thinking": some(NULL, THINKING),
         "messages": array(
             record(
                 *("role", "content"),
@@ -108,6 +143,15 @@ SHAPES: Mapping[type[BaseModel], Mapping[str, Schema]] = {
         "tools": some(NULL, array(record("name", name=NAME, description=TEXT, input_schema=record()))),
         "tool_choice": some(NULL, record("type", type={"enum": ["auto", "none", "any", "tool"]}, name=TEXT)),
     },
+}
+
+HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 100}
+EXAMPLES: Mapping[type[BaseModel], Mapping[str, Any]] = {
+    ChatFields: HELLO,
+    CompletionFields: {"prompt": "Once upon a time", "max_tokens": 100},
+    ResponsesFields: {"input": "Hello", "max_output_tokens": 100},
+    MessagesFields: HELLO,
+    MicroscopeFields: HELLO,
 }
 
 # Of success too: the native file routes have no other status.

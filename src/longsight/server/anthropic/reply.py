@@ -101,7 +101,7 @@ class Reply:
                 self._blocks[-1]["thinking"] += text
                 yield self._delta({"type": "thinking_delta", "thinking": text})
             case Content(text) if text:
-                yield from self._within("text", {"type": "text", "text": "", "citations": None})
+                yield from self._within("text", {"type": "text", "text": "", "citations": []})
                 self._blocks[-1]["text"] += text
                 yield self._delta({"type": "text_delta", "text": text})
             case CallStart(index, name):
