@@ -31,6 +31,7 @@ def texts(size: int) -> dict[str, str]:
         "many calls": f"{ns}<tool_call>\n{call * (size // len(call))}{ns}</tool_call>",
         "unfinished markers": "]<]minimax[>" * (size // 12),
         "white space after a marker": ns + " " * size,
+        "empty lines while thinking": THINK + "." + "\n" * size + ".",
     }
 
 

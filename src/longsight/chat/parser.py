@@ -48,7 +48,8 @@ class OutputParser:
         self._calls = CallParser(tools or {}, visible=calls, anomalies=self.anomalies)
         self._pending, self._at = "", 0  # text that has come, and how much of it has been handled
         self._in_tag = False  # a namespace marker has been read, and its tag is yet to come
-        self._held = ""  # newlines at the end of the reasoning or before an answer's first word
+        # White space at the end of the reasoning or before an answer's first word, in pieces: joined once, when it counts.
+        self._held: list[str] = []
         self._begun = False  # whether this section has shown any text
         self._after_block: list[str] | None = None  # text since the last block of calls: dropped if no other follows
         self._events: list[Event] = []
@@ -125,7 +126,7 @@ class OutputParser:
     def _begin_calls(self, tag: Tag, text: str) -> None:
         if self._after_block is not None:
             self._events += [Content(piece) for piece in self._after_block]
-        self._held, self._after_block = "", None
+        self._held, self._after_block = [], None
         self._state = _State.CALL
         self._events += self._calls.tag(tag, text)
 
@@ -138,7 +139,7 @@ class OutputParser:
         else:
             self.anomalies["stray_marker"] += 1
             return
-        self._held, self._begun = "", False
+        self._held, self._begun = [], False
 
     def _text(self, text: str) -> None:
         if not text:
@@ -147,22 +148,21 @@ class OutputParser:
             self._events += self._calls.text(text)
             return
         if self._state is _State.UNDECIDED:
-            text = self._held + text
-            self._held = ""
+            self._held.append(text)
             if not text.strip():
-                self._held = text
                 return
+            text, self._held = "".join(self._held), []
             self._state = _State.CONTENT
         if not self._begun:
             text = text.lstrip("\n")
             if not text:
                 return
         if self._state is _State.REASONING:
-            text = self._held + text
             shown = text.rstrip("\n")
-            self._held = text[len(shown) :]
-            self._begun = self._begun or bool(shown)
-            self._events.append(Reasoning(shown))
+            if shown:
+                self._events.append(Reasoning("".join(self._held) + shown))
+                self._held, self._begun = [], True
+            self._held.append(text[len(shown) :])
             return
         self._begun = True
         if self._after_block is not None:
