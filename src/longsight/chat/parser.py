@@ -48,7 +48,7 @@ class OutputParser:
         self._calls = CallParser(tools or {}, visible=calls, anomalies=self.anomalies)
         self._pending, self._at = "", 0  # text that has come, and how much of it has been handled
         self._in_tag = False  # a namespace marker has been read, and its tag is yet to come
-        # White space at the end of the reasoning or before an answer's first word, in pieces: joined once, when it counts.
+        # White space at the end of the reasoning or before an answer's first word, joined only when it counts.
         self._held: list[str] = []
         self._begun = False  # whether this section has shown any text
         self._after_block: list[str] | None = None  # text since the last block of calls: dropped if no other follows

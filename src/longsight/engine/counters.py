@@ -55,10 +55,12 @@ class ReuseSampler:
         self._request: Request | None = None  # whose second step is awaited
         self._before: dict[int, NDArray[np.int32]] = {}  # by layer: ids [H_kv, k], -1 for none
 
+    def due(self) -> bool:
+        """Whether this step is one to watch: nearly none is."""
+        return self._request is not None or time.monotonic() >= self._due
+
     def watch(self, work: Sequence[Work], starts: Sequence[int]) -> Callable[[int, Tensor], None] | None:
-        """The hook for a step whose rows of work[i] begin at starts[i]; None for nearly every step."""
-        if self._request is None and time.monotonic() < self._due:
-            return None
+        """The hook for a step that is `due`; the rows of work[i] begin at starts[i]. None where no stream tells."""
         before, first = self._before, self._request
         self._request, self._before = None, {}
         if first is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -86,6 +88,8 @@ class Engine:
                 pages, self.max_model_len = plan(page_bytes=self.page_bytes)
             except EngineConfigError:  # what was asked for goes before speed
                 self.page_bytes, self.screened = config.page_bytes(model.dtype), False
+        # The nearest first. Most requests end long before: they are not kept for it.
+        self._deadlines: list[tuple[float, int, weakref.ref[Request]]] = []
         self.pages = PagePool(pages)
         self.kv_dir = None
         if kv_dir is not None:
@@ -176,6 +180,8 @@ class Engine:
             request.drafter = Drafter()
             request.drafter.extend(request.prompt)
         self.scheduler.add(request)
+        if request.deadline is not None:
+            heapq.heappush(self._deadlines, (request.deadline, request.id, weakref.ref(request)))
 
     def cancel(self, request: Request) -> None:
         """End a request, waiting or running, and free its pages at once. Harmless if it has ended."""
@@ -189,7 +195,7 @@ class Engine:
     def step(self) -> list[Update]:
         """Run one step and say what it did for each request in it. A step that raises ends its own requests only."""
         started = time.perf_counter()
-        late = self._give_up_late_ones()
+        late = self._give_up_late_ones() if self._deadlines else []
         work = self.scheduler.schedule()
         if not work:
             return late
@@ -218,11 +224,13 @@ class Engine:
             self.cancel(request)
 
     def _give_up_late_ones(self) -> list[Update]:
-        late = [r for r in self.scheduler.live() if r.deadline is not None and r.deadline <= time.monotonic()]
-        return [
-            self._end(r, DeadlineExceededError(f"the deadline passed after {len(r.output)} generated tokens"))
-            for r in late
-        ]
+        updates: list[Update] = []
+        while self._deadlines and self._deadlines[0][0] <= time.monotonic():
+            request = heapq.heappop(self._deadlines)[2]()
+            if request is not None and not request.finished:
+                error = DeadlineExceededError(f"the deadline passed after {len(request.output)} generated tokens")
+                updates.append(self._end(request, error))
+        return updates
 
     def _advance_prompt(self, work: Work) -> Update:
         self.counters.prompt_tokens += work.length
@@ -235,7 +243,6 @@ class Engine:
             return self._fail(request, sampled)
         if not request.output:
             request.first_token = time.monotonic()
-        if not work.is_decode:
             self.counters.prompt_tokens += work.length
         if request.drafter is not None and work.drafts:
             request.drafter.verified(len(work.drafts), len(sampled) - 1)

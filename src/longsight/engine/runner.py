@@ -71,6 +71,7 @@ class Runner:
         kv_lens: list[int] = []
         wanted: list[int] = []
         entries: list[Rows] = []
+        recording = False
         for request, start, length, drafts, samples in work:
             self._update_row(request)
             if samples and length == 1 and request.output:
@@ -80,10 +81,13 @@ class Runner:
             tokens.extend(drafts)
             starts.append(len(tokens))
             kv_lens.append(start + length + len(drafts))
+            recording = recording or request.record_selection
             if samples and request.sampling is not None:
                 entries.append(Rows(request.sampling, len(wanted), drafts))
                 wanted.extend(range(len(tokens) - 1 - len(drafts), len(tokens)))
-        hook = _recorder([w for w in work if w.samples], wanted) or self.reuse.watch(work, starts)
+        hook = _recorder([w for w in work if w.samples], wanted) if recording else None
+        if hook is None and self.reuse.due():
+            hook = self.reuse.watch(work, starts)
         token_ids = torch.from_numpy(np.array(tokens, dtype=np.int64))
         batch = self._batch([w.request.slot for w in work], starts, kv_lens)
         started = time.perf_counter()
@@ -118,9 +122,7 @@ class Runner:
 
 
 def _recorder(work: Sequence[Work], rows: Sequence[int]) -> Callable[[int, Tensor], None] | None:
-    """A hook that notes what each sparse layer chose for the rows whose requests ask for it; None if none does."""
-    if not any(w.request.record_selection for w in work):
-        return None
+    """A hook that notes what each sparse layer chose for the last rows of those requests that ask for it."""
     last_rows, at = [], -1
     for w in work:
         at += 1 + len(w.drafts)
