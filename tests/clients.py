@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,7 @@ def npm_packages(*packages: str) -> Path:
     def ready() -> None:
         if npm is None or shutil.which("node") is None:
             pytest.skip(f"{' '.join(packages)} come from npm, and npm or node is not installed here")
-        reach("npm", [npm, "ping"])
+        reach("npm", (npm, "ping", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"))
 
     return kept("npm", packages, ready, install) / "node_modules"
 
@@ -49,7 +51,9 @@ def python_packages(*packages: str) -> Path:
         run([str(prefix / "bin" / "python"), "-m", "pip", "install", "--quiet", *packages])
 
     def ready() -> None:
-        reach("the Python package index", [sys.executable, "-m", "pip", "index", "versions", "pip"])
+        pip = (sys.executable, "-m", "pip", "--retries", "1", "--timeout", "30")
+        name = re.split("[<>=!~ ]", packages[0])[0]
+        reach("the Python package index", (*pip, "index", "versions", name))
 
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     # Scripts in bin/ name the folder of the installation, which has moved since; `python -m` goes everywhere.
@@ -75,11 +79,18 @@ def kept(kind: str, packages: Sequence[str], ready: Callable[[], None], install:
     return folder
 
 
-def reach(registry: str, command: Sequence[str]) -> None:
+def reach(registry: str, command: tuple[str, ...]) -> None:
     """Skip the test if the command that asks the registry gets no answer."""
+    silence = unanswered(command)
+    if silence is not None:
+        pytest.skip(f"{registry} does not answer, and this client comes from there: {silence}")
+
+
+@cache
+def unanswered(command: tuple[str, ...]) -> str | None:
+    """What the command said of its failure, and None if it did not fail. Asked once for all tests."""
     asked = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS)
-    if asked.returncode:
-        pytest.skip(f"{registry} does not answer, and this client comes from there: {asked.stderr[-500:]}")
+    return asked.stderr[-500:] if asked.returncode else None
 
 
 def run(command: Sequence[str]) -> None:

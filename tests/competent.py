@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from fake_model import ScriptedModel
@@ -60,10 +61,26 @@ def value(schema: Mapping[str, Any], asked: str) -> str:
     return (re.findall(r"[A-Z]\w+(?: [A-Z]\w+)*", asked) or ["nothing"])[-1]
 
 
+def documented(section: str, language: str, url: str) -> str:
+    """The example of a section of docs/clients.md, for the server at `url`."""
+    text = (Path(__file__).parents[1] / "docs" / "clients.md").read_text().split(f"## {section}\n")[1]
+    found = re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    assert "http://127.0.0.1:8000" in found[1]
+    return found[1].replace("http://127.0.0.1:8000", url)
+
+
 @contextmanager
 def competent_server(**options: Any) -> Iterator[LiveServer]:
     model = ScriptedModel(competent, context=16_384)
     defaults = SamplingDefaults(temperature=0)
-    options = {"template": None, "pages": 2048, "chunk_tokens": 1024, "defaults": defaults, **options}
+    options = {
+        "template": None,
+        "pages": 2048,
+        "chunk_tokens": 1024,
+        "defaults": defaults,
+        "aliases": ("longsight",),
+        **options,
+    }
     with live_server(model, **options) as server:
         yield server

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from clients import client_environment, npm_packages
-from competent import competent_server
+from competent import competent_server, documented
 from fails_once import FailsOnce
 from live_server import LiveServer
 
@@ -41,29 +41,37 @@ def server(layer: FailsOnce) -> Iterator[LiveServer]:
         yield server
 
 
-def run(name: str, url: str, folder: Path) -> Any:
-    """What a script of tests/js prints about the server."""
-    script = folder / name
-    script.write_text((Path(__file__).parent / "js" / name).read_text())
+def run(script: str, folder: Path, *arguments: str) -> str:
+    """What a script prints."""
+    (folder / "script.mjs").write_text(script)
     # Modules are looked for beside the script.
     (folder / "node_modules").symlink_to(npm_packages(*PACKAGES))
-    environment = client_environment(folder)
     done = subprocess.run(
-        ["node", script, url], env=environment, capture_output=True, text=True, timeout=60, cwd=folder
+        ["node", "script.mjs", *arguments],
+        env=client_environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=folder,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr, done.stderr
-    return json.loads(done.stdout)
+    return done.stdout
+
+
+def found_by(name: str, server: LiveServer, folder: Path) -> Any:
+    """What a script of tests/js found about the server."""
+    return json.loads(run((Path(__file__).parent / "js" / name).read_text(), folder, server.url))
 
 
 @pytest.fixture(scope="module")
 def ai(server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return run("ai.mjs", server.url, tmp_path_factory.mktemp("ai"))
+    return found_by("ai.mjs", server, tmp_path_factory.mktemp("ai"))
 
 
 @pytest.fixture(scope="module")
 def official(server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return run("official.mjs", server.url, tmp_path_factory.mktemp("official"))
+    return found_by("official.mjs", server, tmp_path_factory.mktemp("official"))
 
 
 @pytest.mark.parametrize("protocol", ["openai", "anthropic"])
@@ -103,6 +111,7 @@ def test_ai_sdk_errors(ai: Any, layer: FailsOnce, protocol: str) -> None:
     assert "10000000" in found["wrong"]["message"], "the server's own words"
     assert (found["final"]["status"], layer.tries[f"missing/ai-{protocol}"]) == (404, 1)
     assert (found["retried"], layer.tries[f"rate/ai-{protocol}"]) == (ECHO, 2)
+    assert (found["stubborn"], layer.tries[f"plan/ai-{protocol}"]) == (ECHO, 2)
 
 
 @pytest.mark.parametrize(("protocol", "finish"), [("chat", "stop"), ("messages", "end_turn")])
@@ -135,3 +144,8 @@ def test_official_responses(official: Any) -> None:
         "response.output_item.done",
         "response.completed",
     ]
+
+
+@pytest.mark.parametrize("section", ["The Vercel AI SDK", "The official SDKs for JavaScript"])
+def test_documented_use(server: LiveServer, tmp_path: Path, section: str) -> None:
+    assert run(documented(section, "js", server.url), tmp_path) == "You asked for this: What is a page table?"

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from clients import client_environment, python_packages
-from competent import competent_server
+from competent import competent_server, documented
 from fails_once import FINAL, HEADER, RETRIED, FailsOnce
 from fake_model import FakeModel
 from live_server import LiveServer, live_server, wait_for
@@ -21,6 +21,7 @@ from longsight.engine import SamplingDefaults
 
 # LiteLLM asks for mcp as soon as tools are declared, and for tenacity before it tries again; it depends on neither.
 LITELLM = ("litellm>=1.80,<2", "mcp>=1,<3", "tenacity>=8,<10")
+ANSWER = "You asked for this: What is a page table?"
 ECHO = "You asked for this: Hello there"
 QUESTION: list[Any] = [{"role": "user", "content": "Hello there"}]
 
@@ -39,9 +40,14 @@ def server(layer: FailsOnce) -> Iterator[LiveServer]:
 @pytest.fixture(scope="module")
 def litellm(server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What tests/litellm_calls.py found, by protocol."""
-    home = tmp_path_factory.mktemp("home")
+    script = str(Path(__file__).with_name("litellm_calls.py"))
+    return json.loads(run(tmp_path_factory.mktemp("home"), script, server.url).splitlines()[-1])
+
+
+def run(home: Path, *arguments: str) -> str:
+    """What Python prints in LiteLLM's environment."""
     done = subprocess.run(
-        [python_packages(*LITELLM), Path(__file__).with_name("litellm_calls.py"), server.url],
+        [python_packages(*LITELLM), *arguments],
         # Otherwise it downloads a list of models and their prices when it is imported.
         env=client_environment(home, LITELLM_LOCAL_MODEL_COST_MAP="True"),
         capture_output=True,
@@ -49,7 +55,12 @@ def litellm(server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Any
         timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
+
+
+@pytest.mark.clients
+def test_the_documented_use_of_litellm(server: LiveServer, tmp_path: Path) -> None:
+    assert ANSWER in run(tmp_path, "-c", documented("LiteLLM", "python", server.url))
 
 
 @pytest.mark.clients

@@ -45,7 +45,7 @@ async function all(name, { model, thinking }) {
   const thought = streamText({ model, prompt: "Show your reasoning.", providerOptions: thinking });
   await thought.consumeStream();
   const object = await generateText({ model, prompt: "The status as JSON", output: Output.object({ schema: z.object({ status: z.string() }) }) });
-  const headers = { "x-test-failure": `rate/ai-${name}` };
+  const failing = async (failure) => (await generateText({ model, prompt: "Hello there", headers: { "x-test-failure": `${failure}/ai-${name}` } })).text;
   return {
     whole: { text: whole.text, finish: whole.finishReason, used: whole.usage.outputTokens, read: whole.usage.inputTokens },
     stream: { text: parts.join(""), parts: parts.length, finish: await stream.finishReason, used: (await stream.usage).outputTokens },
@@ -55,7 +55,8 @@ async function all(name, { model, thinking }) {
     object: object.output,
     wrong: await failure({ model, maxOutputTokens: 10_000_000 }),
     final: await failure({ model, headers: { "x-test-failure": `missing/ai-${name}` } }),
-    retried: (await generateText({ model, prompt: "Hello there", headers })).text,
+    retried: await failing("rate"),
+    stubborn: await failing("plan"), // x-should-retry: false, which it does not look at
   };
 }
 
