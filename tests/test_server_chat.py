@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import jsonschema
 import openai
 import pytest
 
-from fake_model import ScriptedModel
+from fake_model import FakeModel, ScriptedModel
 from live_server import LiveServer, live_server
 from longsight.chat.markup import END_THINK, NAMESPACE, THINK
 
@@ -177,6 +178,8 @@ def test_a_loop_of_tools() -> None:
         ]
         last = ask(server, messages=history, **body).choices[0]
         prompt = server.model.prompts[-1]  # type: ignore[attr-defined]
+    # Declarations reach the model with their keys in the caller's order.
+    assert f"<tool>{json.dumps(WEATHER['function'])}</tool>" in prompt
     assert last.message.content == "It is 21 and 7 degrees"
     assert f"{THINK}Both.{END_THINK}{TWO}[e~[\n" in prompt
     assert "]~b]tool\n<response>21</response>\n<response>7</response>[e~[\n" in prompt
@@ -331,3 +334,35 @@ def test_the_async_client() -> None:
 
     with scripted("Hello there.") as server:
         assert asyncio.run(run(server)) == ("Hello there.", "Hello there.")
+
+
+def test_a_call_that_is_asked_for_always_comes() -> None:
+    """A hundred prompts, a model that says anything at all, the highest temperature: each answer is the call."""
+    schema = {
+        "type": "object",
+        "properties": {
+            "unit": {"enum": ["celsius", "kelvin"]},
+            "days": {"type": "integer", "minimum": 0, "maximum": 99},
+            "exact": {"type": "boolean"},
+            "spots": {"type": "array", "items": {"enum": ["roof", "well"]}, "minItems": 1, "maxItems": 2},
+        },
+        "required": ["unit", "days", "spots"],
+    }
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": schema}} for name in ("measure", "look-up.v2")
+    ]
+    choices: list[Any] = ["required", {"type": "function", "function": {"name": "look-up.v2"}}]
+    names = []
+    with live_server(FakeModel(), template=None, pages=2048, max_running=16, max_queue=64) as server:
+        for seed in range(10):
+            fields: dict[str, Any] = {"tools": tools, "tool_choice": choices[seed % 2], "temperature": 2, "top_p": 1}
+            fields |= {"extra_body": {"thinking": {"type": "disabled"}}, "parallel_tool_calls": False, "n": 10}
+            answer = ask(server, messages=[{"role": "user", "content": f"{seed}"}], seed=seed, **fields)
+            for choice in answer.choices:
+                assert choice.finish_reason == "tool_calls", choice
+                (call,) = choice.message.tool_calls
+                names.append(call.function.name)
+                assert seed % 2 == 0 or call.function.name == "look-up.v2"
+                jsonschema.validate(json.loads(call.function.arguments), schema)
+    assert len(names) == 100
+    assert set(names) == {"measure", "look-up.v2"}

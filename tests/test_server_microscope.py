@@ -139,7 +139,7 @@ def test_how_many_blocks_and_whose(http: httpx.Client) -> None:
         ({}, "either messages or prompt", "messages"),
         ({"prompt": "x", "messages": [{"role": "user", "content": "x"}]}, "not both", "messages"),
         ({"prompt": "x", "max_tokens": 257}, "max_tokens is 257; the microscope takes an integer from", "max_tokens"),
-        ({"prompt": "x", "max_tokens": 0}, "max_tokens is 0", "max_tokens"),
+        ({"prompt": "x", "max_tokens": -1}, "max_tokens is -1", "max_tokens"),
         ({"prompt": "x", "max_completion_tokens": 1000}, "1000", "max_tokens"),
         ({"prompt": "x", "n": 2}, "n is 2", "n"),
         ({"prompt": "x", "temperature": 3}, "temperature is 3", "temperature"),

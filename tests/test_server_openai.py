@@ -201,10 +201,9 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
         ({"temperature": -1}, "temperature", "temperature is -1.0; it must be a number from 0 to 2"),
         ({"temperature": "hot"}, "temperature", 'temperature is "hot"'),
         ({"top_p": 1.01}, "top_p", "from 0 to 1"),
-        ({"max_tokens": 0}, "max_tokens", "max_tokens is 0; it must be an integer of at least 1"),
         ({"max_tokens": -3}, "max_tokens", "at least 1"),
         ({"max_tokens": 1.5}, "max_tokens", "valid integer"),
-        ({"max_completion_tokens": 0, "max_tokens": 5}, "max_tokens", "at least 1"),
+        ({"max_completion_tokens": -1, "max_tokens": 5}, "max_tokens", "at least 1"),
         ({"stop": [1]}, "stop", "stop is [1]"),
         ({"stop": ""}, "stop", "1 to 1024"),
         ({"stop": ["x"] * 17}, "stop", "up to 16"),
@@ -302,6 +301,16 @@ def test_a_chat_without_a_length_takes_what_room_there_is(server: LiveServer) ->
     assert chat.choices[0].finish_reason == "length"
     assert chat.usage is not None
     assert chat.usage.total_tokens == server.engine.max_model_len
+
+
+def test_zero_tokens_are_no_limit_in_a_chat(server: LiveServer) -> None:
+    with server.client() as client:
+        whole = client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": TEXT}], max_completion_tokens=0, stop=["dog"]
+        )
+    assert whole.choices[0].finish_reason == "stop"
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens > 1
 
 
 def test_unknown_model(server: LiveServer) -> None:

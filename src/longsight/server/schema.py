@@ -123,7 +123,8 @@ class ChatFields(CommonFields):
         return None
 
     def answer_limit(self) -> int | None:
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        given = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return given or None  # several clients say 0 where they mean no limit of their own
 
 
 class CompletionFields(CommonFields):
