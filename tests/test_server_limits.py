@@ -16,13 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from fake_model import LookupModel
+from fake_model import ByteTokenizer, LookupModel
 from live_server import live_server, wait_for
+from longsight.engine import EngineDriver
 from longsight.server.deadline import deadline_of
 from longsight.server.errors import ApiError
 from longsight.server.gate import RateGate, Ticket
 from longsight.server.identity import Caller
 from longsight.server.limits import Limits, LimitsError
+from longsight.server.service import Service
 from longsight.server.window import SECOND, SlidingWindow
 
 ALICE, BOB = Caller("alice", "acme"), Caller("bob", "acme")
@@ -392,3 +394,17 @@ def test_deadlines(headers: dict[str, str], seconds: float | None) -> None:
         assert deadline is not None
         assert before + seconds <= deadline <= time.monotonic() + seconds
     assert deadline_of(request, stream=True) is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked", "length"),
+    [(100, None, 131_072), (400_000, None, 124_288), (520_192, None, 4096), (521_000, None, 131_072), (100, 7, 7)],
+)
+def test_a_default_length_moves_nobody_above_the_floor(prompt: int, asked: int | None, length: int) -> None:
+    with live_server() as server:
+        server.engine.max_model_len = 1_000_000
+        service = Service(EngineDriver(server.engine), ByteTokenizer(), "tiny")
+        try:
+            assert service.answer_length(prompt, asked, 131_072) == length
+        finally:
+            service.driver.close(5)

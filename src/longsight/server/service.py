@@ -28,6 +28,7 @@ from longsight.server.signing import Signer
 from longsight.server.turn import Turn
 from longsight.server.usage import Meter, UsageRecord
 
+DECENT_ANSWER = 4096  # tokens
 PRIORITIES = {"priority": -1, "standard": 0}  # lower goes first
 
 
@@ -82,13 +83,20 @@ class Service:
             raise not_found(message, "model_not_found", "model")
 
     def answer_length(self, prompt_tokens: int, asked: int | None, default: int) -> int:
-        """Tokens of an answer: as many as asked for, else the default or what room there is."""
+        """Tokens of an answer: as many as asked for, else the default or what room there is.
+
+        Nobody who names no length is moved above the guaranteed context by the default's, as long as that leaves a
+        decent answer.
+        """
         most = self.limits.max_output_tokens
         if asked is not None:
             # What does not fit the context at all, the engine refuses with all the numbers.
             if most < asked <= self.driver.engine.max_model_len:
                 raise invalid(f"max_tokens is {asked}; an answer can have {most} tokens here", "max_tokens")
             return asked
+        below_floor = self.limits.guaranteed_context - prompt_tokens
+        if below_floor >= DECENT_ANSWER:
+            default = min(default, below_floor)
         return max(min(default, most, self.driver.engine.max_model_len - prompt_tokens), 1)
 
     def requests(self, tokens: Sequence[int], params: SamplingParams, tier: str = "standard") -> list[Request]:
