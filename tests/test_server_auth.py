@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clock import Clock
 from live_server import LiveServer, live_server
 from longsight.cli.main import main
 from longsight.server import stored_keys
@@ -36,17 +37,9 @@ def store(tmp_path: Path) -> Iterator[KeyStore]:
     store.close()
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(100.0)
 
 
 @pytest.fixture

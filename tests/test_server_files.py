@@ -21,6 +21,7 @@ import openai
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from clock import Clock
 from live_server import LiveServer, live_server, wait_for
 from longsight.server.file_errors import FileMissingError, FilePurposeError, FileReferenceError, FileStoreError
 from longsight.server.file_store import DAY, ID_LIMIT, VIDEO, FileLimits, FileStore, StoredFile, file_id_of
@@ -42,16 +43,9 @@ SIGNATURES = {
 }
 
 
-class Clock:
-    now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_800_000_000.0)
 
 
 @pytest.fixture

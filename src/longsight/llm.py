@@ -14,9 +14,10 @@ from __future__ import annotations
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -39,6 +40,9 @@ from longsight.model import load_model
 from longsight.model.constructed import constructed_path
 from longsight.model.fingerprint import fingerprint
 from longsight.model.tokenizer import FILE, Tokenizer
+
+if TYPE_CHECKING:
+    from longsight.chat.prompt import ChatFormat
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
@@ -223,16 +227,20 @@ class LLM:
         Raises InvalidRequestError naming the message that is wrong.
         """
         from longsight.chat.errors import ChatError
-        from longsight.chat.prompt import ChatFormat
-        from longsight.chat.template import ChatTemplate  # this and what follows need the extra [server]
-        from longsight.server import openai_messages
+        from longsight.server import openai_messages  # this and what follows need the extra [server]
         from longsight.server.errors import ApiError
 
         try:
-            chat = ChatFormat(self.tokenizer, ChatTemplate.from_checkpoint(self._path))
-            return chat.prompt(openai_messages.messages(list(messages))).tokens
+            return self._chat_format.prompt(openai_messages.messages(list(messages))).tokens
         except (ApiError, ChatError) as error:
             raise InvalidRequestError(str(error), "messages") from error
+
+    @cached_property
+    def _chat_format(self) -> ChatFormat:
+        from longsight.chat.prompt import ChatFormat
+        from longsight.chat.template import ChatTemplate  # needs the extra [server]
+
+        return ChatFormat(self.tokenizer, ChatTemplate.from_checkpoint(self._path))
 
     def close(self) -> None:
         """End what runs and free the pages."""

@@ -20,14 +20,12 @@ from longsight.chat.markup import END_THINK, THINK
 from longsight.chat.parser import Start
 from longsight.chat.values import ArgumentRules
 from longsight.engine.errors import InvalidRequestError
-from longsight.engine.grammar import LIMITS, MAX_GRAMMAR_CHARS, check_schema, on_large_stack
+from longsight.engine.grammar import JSON_FORM, LIMITS, MAX_GRAMMAR_CHARS, check_schema, on_large_stack
 from longsight.engine.params import Grammar
 
 _NAME = re.compile(r"[^<>\"\x00-\x1f]{1,256}")
 _SHARED = ("$defs", "definitions")
 MAX_SEARCH = 4 << 20  # characters of schema that are compiled to find out where one fails
-# One form of white space, as for answers that are JSON from their first character on.
-_JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def tool_grammar(tools: Sequence[tuple[str, Any]], *, only: str | None, parallel: bool, start: Start) -> Grammar:
@@ -75,7 +73,7 @@ def format_grammar(kind: Literal["json_object", "json_schema"], schema_text: str
         _check_size(schema)
         _check_supported(schema)
     rules = Rules()
-    answer = Symbol("%json " + json.dumps({**schema, "x-guidance": _JSON_FORM}))
+    answer = Symbol("%json " + json.dumps({**schema, "x-guidance": JSON_FORM}))
     return Grammar("lark", rules.text(rules.rule(*([*before, answer] for before in _thinking(rules, start)))))
 
 
@@ -112,7 +110,7 @@ class _Search:
 
     def problem(self, schema: dict[str, Any]) -> str:
         """What there is against a schema, or nothing."""
-        text = json.dumps({**self._shared, **schema, "x-guidance": _JSON_FORM})
+        text = json.dumps({**self._shared, **schema, "x-guidance": JSON_FORM})
         self._left -= len(text) + 1000
         grammar = llguidance.LLMatcher.grammar_from_json_schema(text)
         error, messages = on_large_stack(

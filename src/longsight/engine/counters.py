@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +32,6 @@ class Counters:
     generated_tokens: int = 0
     drafted: int = 0
     accepted: int = 0
-
-
-class OnSelect(Protocol):
-    def __call__(self, layer: int, ids: Tensor) -> Tensor | None: ...
 
 
 class ReuseSampler:

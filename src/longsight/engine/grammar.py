@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import llguidance
 import numpy as np
@@ -23,6 +23,11 @@ from torch import Tensor
 from longsight.engine.errors import InvalidRequestError
 from longsight.engine.params import Grammar
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions  # a type of its stubs only
+
+# One form of white space: left free, a model may write nothing else until its tokens run out.
+JSON_FORM: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 MAX_GRAMMAR_CHARS = 1 << 20
 MAX_SCHEMA_DEPTH = 100
 MAX_SCHEMA_NODES = 20_000
@@ -149,12 +154,7 @@ def _source(grammar: Grammar) -> str:
         return str(llguidance.LLMatcher.grammar_from_lark(value))
     if grammar.kind == "json_object":
         value = '{"type": "object"}'
-    # One form of white space: left free, a model may write nothing else until its tokens run out.
-    return str(
-        llguidance.LLMatcher.grammar_from_json_schema(
-            _schema(value), overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-        )
-    )
+    return str(llguidance.LLMatcher.grammar_from_json_schema(_schema(value), overrides=JSON_FORM))
 
 
 def _schema(text: str) -> str:

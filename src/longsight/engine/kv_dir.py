@@ -8,7 +8,6 @@ lose power, and files are edited.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import mmap
 import os
@@ -26,10 +25,11 @@ from longsight.engine import kv_journal
 from longsight.engine.errors import EngineConfigError
 from longsight.engine.page_chain import DIGEST_SIZE
 from longsight.engine.prefix_cache import StoredPage
+from longsight.locked import lock_directory
 from longsight.ops import LayerPages, PageLayout
 
 log = logging.getLogger("longsight")
-POOL, JOURNAL, LOCK = "pages.bin", "journal.bin", "lock"
+POOL, JOURNAL = "pages.bin", "journal.bin"
 ALIGNMENT = 2 << 20  # each layer's region starts at a multiple of this many bytes
 
 
@@ -128,18 +128,13 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 def _take(path: Path) -> BinaryIO:
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / LOCK).open("ab")
-    except OSError as error:
-        raise EngineConfigError(f"the cache directory {path} cannot be used: {error}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
+        return lock_directory(path)
+    except BlockingIOError as error:
         raise EngineConfigError(
             f"the cache directory {path} is in use by another process; give each its own"
         ) from error
-    return lock
+    except OSError as error:
+        raise EngineConfigError(f"the cache directory {path} cannot be used: {error}") from error
 
 
 def _regions(layouts: Sequence[PageLayout], pages: int) -> tuple[list[int], int]:

@@ -16,7 +16,7 @@ from longsight.server.answers import Choice
 from longsight.server.body import read_text
 from longsight.server.errors import invalid, show
 from longsight.server.exchange import Exchange
-from longsight.server.identity import Caller, caller_of, require_scope
+from longsight.server.identity import Caller, caller_of, require_root_scope
 from longsight.server.openai import ChatEnvelope
 from longsight.server.openai_answer import answer
 from longsight.server.schema import ChatFields, answer_format, parse
@@ -43,8 +43,7 @@ async def chat_completions(http: HttpRequest) -> Response:
 def _prepare(service: Service, body: str, caller: Caller) -> tuple[ChatFields, Turn, list[Choice]]:
     fields = parse(ChatFields, body)
     turn = turn_of(fields, service)
-    if any(message.role == "root" for message in turn.messages):
-        require_scope(caller, "root")
+    require_root_scope(caller, turn.messages)
     return fields, turn, service.choices(turn)
 
 

@@ -9,7 +9,6 @@ Content without a row, and whatever is left of uploads, is removed when the stor
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
@@ -25,6 +24,7 @@ from typing import BinaryIO, Self
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from longsight.locked import lock_directory
 from longsight.server.file_errors import (
     FileMissingError,
     FilePurposeError,
@@ -293,18 +293,13 @@ class Upload:
 
 def _take(directory: Path) -> BinaryIO:
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = (directory / "lock").open("ab")
-    except OSError as error:
-        raise FileStoreError(f"the files directory {directory} cannot be used: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
+        return lock_directory(directory, mode=0o700)
+    except BlockingIOError as error:
         raise FileStoreError(
             f"the files directory {directory} is in use by another process; give each its own"
         ) from error
-    return lock
+    except OSError as error:
+        raise FileStoreError(f"the files directory {directory} cannot be used: {error.strerror}") from error
 
 
 def _disk(error: Exception) -> FileStoreError:

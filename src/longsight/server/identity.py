@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from starlette.requests import Request
 
+from longsight.chat.messages import ChatMessage
 from longsight.server.errors import forbidden
 
 # chat: generate text in any protocol. files: upload and read files. usage: see what was used and what is left.
@@ -54,3 +56,9 @@ def require_model(caller: Caller, *names: str) -> None:
         allowed = ", ".join(map(repr, caller.models)) or "none"
         message = f"the API key {caller.key_id} is not for the model {names[0]!r}; it is for {allowed}"
         raise forbidden(message, "model_not_allowed", "model")
+
+
+def require_root_scope(caller: Caller, messages: Iterable[ChatMessage]) -> None:
+    """Raises ApiError 403 for a message of the role root, which outranks the server's own, without the scope for it."""
+    if any(message.role == "root" for message in messages):
+        require_scope(caller, "root")

@@ -102,7 +102,6 @@ class Limits:
 
 
 KINDS: dict[str, Kind] = {f.name: f.metadata["kind"] for f in dataclasses.fields(Limits)}
-HELP: dict[str, str] = {f.name: f.metadata["help"] for f in dataclasses.fields(Limits)}
 
 
 def _read(path: Path) -> dict[str, int | None]:

@@ -25,7 +25,7 @@ from longsight.server.body import read_text, unless_gone
 from longsight.server.chat_completions import turn_of
 from longsight.server.errors import as_api_error, invalid
 from longsight.server.exchange import Exchange
-from longsight.server.identity import Caller, caller_of, require_scope
+from longsight.server.identity import Caller, caller_of, require_root_scope
 from longsight.server.openai import FINISH, usage
 from longsight.server.schema import ChatFields, answer_format, parse
 from longsight.server.scope_records import Record, Records
@@ -124,8 +124,7 @@ def _prepare(service: Service, body: str, caller: Caller) -> tuple[MicroscopeFie
         choice = Choice(request, 0)
     else:
         turn = turn_of(fields, service)
-        if any(message.role == "root" for message in turn.messages):
-            require_scope(caller, "root")
+        require_root_scope(caller, turn.messages)
         (choice,) = service.choices(turn)
         request = choice.request
         if fields.answer_limit() is None:

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 from longsight.chat.grammar import format_grammar, tool_grammar
 from longsight.chat.markup import NAMESPACE
 from longsight.chat.parser import OutputParser, Start
-from longsight.chat.prompt import ChatFormat
+from longsight.chat.prompt import ChatFormat, Prompt
 from longsight.chat.quoting import PromptTokenizer
 from longsight.chat.template import ChatTemplate
 from longsight.engine import EngineDriver, Grammar, Request, SamplingDefaults, SamplingParams
@@ -108,13 +108,13 @@ class Service:
 
     def prompt_tokens(self, turn: Turn) -> int:
         """How many tokens the turn's prompt has: what the real request would count."""
-        return len(self.chat_format.prompt(turn.messages, turn.tools, turn.thinking, turn.template_options).tokens)
+        return len(self._prompt(turn).tokens)
 
     def choices(self, turn: Turn) -> list[Choice]:
         """The answers to a turn, as requests that the engine will take. On a worker thread: rendering and tokenizing a
         megabyte takes a while. Raises ApiError, ChatError, SchemaError, or what the engine refuses."""
         self.check_model(turn.model)
-        prompt = self.chat_format.prompt(turn.messages, turn.tools, turn.thinking, turn.template_options)
+        prompt = self._prompt(turn)
         params = replace(
             turn.params,
             max_tokens=self.answer_length(len(prompt.tokens), turn.max_tokens, self.chat_max_tokens),
@@ -134,6 +134,9 @@ class Service:
             )
             for i, request in enumerate(self.requests(prompt.tokens, params, turn.service_tier))
         ]
+
+    def _prompt(self, turn: Turn) -> Prompt:
+        return self.chat_format.prompt(turn.messages, turn.tools, turn.thinking, turn.template_options)
 
     def _grammar(self, turn: Turn, start: Start) -> Grammar | None:
         # A template without thinking leaves nothing undecided: the answer begins with the content.

@@ -13,7 +13,7 @@ from typing import Any
 from longsight.server.answers import Choice
 from longsight.server.chat_completions import TIERS
 from longsight.server.errors import invalid, show
-from longsight.server.identity import Caller, require_scope
+from longsight.server.identity import Caller, require_root_scope
 from longsight.server.responses.fields import ResponsesFields, parse_fields
 from longsight.server.responses.items import Conversation
 from longsight.server.responses.tools import Toolbox
@@ -112,8 +112,7 @@ def read(service: Service, body: str, caller: Caller) -> Prepared:
     own = _own_items(fields)
     conversation = Conversation(service.signer)
     messages = conversation.messages(_all_items(service, fields, own, caller))
-    if any(message.role == "root" for message in messages):
-        require_scope(caller, "root")
+    require_root_scope(caller, messages)
     turn = Turn(
         model=fields.model,
         messages=messages,
