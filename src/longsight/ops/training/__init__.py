@@ -1,5 +1,6 @@
 """Operators with gradients over packed documents: what training runs on."""
 
 from longsight.ops.training.documents import Documents
+from longsight.ops.training.static import StaticPolicy, static_blocks
 
-__all__ = ["Documents"]
+__all__ = ["Documents", "StaticPolicy", "static_blocks"]
