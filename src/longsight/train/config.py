@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from longsight.model import ModelConfig
+from longsight.ops.training.static import StaticPolicy
 from longsight.train.schedule import Schedule
 
 AttentionMode = Literal["dense", "warmup", "sparse", "frozen-sparse", "static"]
@@ -110,7 +111,8 @@ class StageConfig:
     length    tokens of a packed row
     batch     packed rows of a step, over all processes
     micro     packed rows of one forward pass, at most (and one more where micro = 1 and processes do not divide batch)
-    attention one mode per layer
+    attention one mode per layer; layers without an index branch are dense
+    static    the blocks of layers in mode "static"; None where no layer is
     kl        lambda, the weight of the index branch's KL beside the language loss
     skip      RoPE positions run up to this number, in random gaps; 0: no gaps
     sources   source name -> weight; the weights sum to 1
@@ -124,6 +126,7 @@ class StageConfig:
     batch: int
     micro: int
     attention: tuple[AttentionMode, ...]
+    static: StaticPolicy | None = None
     schedule: Schedule = field(default_factory=Schedule)
     kl: float = 1.0
     skip: int = 0
