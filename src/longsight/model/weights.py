@@ -66,9 +66,7 @@ def load_weights(
     Raises CheckpointError naming the tensors that are missing, unexpected, misshapen or stored in a dtype other than
     bfloat16, float16 and float32.
     """
-    names = _canonical_names(checkpoint, config)
-    wanted = expected_tensors(config, names)
-    _check(checkpoint, config, wanted, names)
+    names = checked_names(checkpoint, config)
     reader = _Reader(checkpoint, names, dtype, progress)
     layers = tuple(_layer(reader, config, i) for i in range(config.num_layers))
     norm, embedding = reader.plain("norm.weight"), reader.plain("embed_tokens.weight")
@@ -78,6 +76,16 @@ def load_weights(
         head = reader.linear("lm_head.weight")
     checkpoint.close()
     return Weights(embedding, layers, norm, head, reader.kept_bytes)
+
+
+def checked_names(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, str]:
+    """Canonical name -> name in the checkpoint of all that the model needs; nothing is read.
+
+    Raises CheckpointError naming the tensors that are missing, unexpected, misshapen or stored in an unsupported dtype.
+    """
+    names = _canonical_names(checkpoint, config)
+    _check(checkpoint, config, expected_tensors(config, names), names)
+    return names
 
 
 def _canonical_names(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, str]:
