@@ -16,6 +16,7 @@ NAMES = (
     "sparse_prefill",
     "decode",
     "transformers_module",
+    "transformers_integration",
     "llama_cpp",
     "llama_cpp_32k",
     "million",

@@ -210,6 +210,34 @@ def test_no_tensor_of_queries_times_keys(ours: Any) -> None:
     assert seen.elements < n * n / 2
 
 
+def gradients(model: Any, batch: Tensor, **kwargs: Any) -> dict[str, Tensor]:
+    model.zero_grad()
+    model(batch, labels=batch, **kwargs).loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_gradients_equal_stocks(ours: Any, use_cache: bool) -> None:
+    batch = torch.stack((prompt(120), prompt(120, seed=1)))
+    mine = gradients(ours, batch, use_cache=use_cache)
+    with stock(ours):
+        theirs = gradients(ours, batch, use_cache=use_cache)
+    assert mine.keys() == theirs.keys()
+    assert not any("indexer" in name for name in mine)
+    for name, grad in theirs.items():
+        torch.testing.assert_close(mine[name], grad, rtol=1e-3, atol=1e-4 * grad.abs().max().item() + 1e-7, msg=name)
+
+
+def test_a_training_step_may_start_a_cache_but_not_go_on_from_one(ours: Any) -> None:
+    tokens, cache = prompt(60), PagedCache()
+    ours(tokens[None], past_key_values=cache, use_cache=True)
+    torch.testing.assert_close(
+        in_steps(ours, tokens[:40], [40], cache), logits(ours, torch.cat((tokens, tokens[:40])))[60:], rtol=0, atol=1e-4
+    )
+    with pytest.raises(UnsupportedError, match="gradients do not reach"):
+        ours(tokens[None], past_key_values=cache, use_cache=True)
+
+
 def test_the_vision_language_class_runs(ours: Any) -> None:
     outer = oracle.build_vision(CONFIG)
     tokens = prompt(150)
