@@ -12,8 +12,8 @@ import pytest
 import longsight
 
 ROOT = Path(longsight.__file__).parent
-ORDER = ("ops", "model", "train", "engine", "chat", "server", "cli")
-SERVING = ("engine", "chat", "server")  # needs nothing of what trains
+ORDER = ("ops", "model", "train", "hf", "engine", "chat", "server", "cli")
+SERVING = ("engine", "chat", "server")  # needs nothing of what trains, nor of the transformers library
 EXTRAS = (
     *("starlette", "uvicorn", "pydantic", "jinja2", "python_multipart", "sqlalchemy", "httpx"),
     *("prometheus_client", "opentelemetry"),
@@ -55,7 +55,7 @@ def test_no_arrow_points_back_up(package: str) -> None:
 @pytest.mark.parametrize("package", SERVING)
 def test_serving_needs_no_trainer(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
-        assert "train" not in imported_packages(path), path
+        assert not {"train", "hf"} & imported_packages(path), path
 
 
 def test_a_wrong_arrow_would_be_seen(tmp_path: Path) -> None:

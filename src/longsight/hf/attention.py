@@ -1,17 +1,17 @@
 """The attention of one transformers layer through our operators, with or without a cache, with or without gradients.
 
-Legend: B batch, T places, R tokens among them (rows.py), C hidden size, H_q query heads, H_kv key/value heads (and index
-heads), D head dim, D_idx index dim, r rotated channels, k blocks kept.
+Legend: B batch, T places, R tokens among them (rows.py), C hidden size, H_q query heads, H_kv key/value heads (and as
+many index heads), D head dim, D_idx index dim, r rotated channels, k blocks kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache
 
 from longsight.hf.cache import PagedLayer, backend_for, paged_layer
@@ -25,22 +25,12 @@ CHUNK = 1024  # rows whose queries exist at a time: bounds what a long prompt ta
 OnSelect = Callable[[int, Tensor], None]
 
 
-class Indexer(Protocol):
-    """An index branch, as transformers' M3 indexer and our IndexBranch both are."""
-
-    q_proj: nn.Module
-    k_proj: nn.Module
-    q_norm: nn.Module
-    k_norm: nn.Module
-    head_dim: int
-    block_size: int
-    topk_blocks: int
-    local_blocks: int
-
-
 @dataclass(frozen=True)
 class Branches:
-    """The projections of one attention module: norm per head where it has one, then RoPE. x [n, C] -> [n, heads, dim]."""
+    """What one attention module projects: norms per head where it has them, then RoPE. x [n, C] -> [n, heads, dim].
+
+    indexer: transformers' M3 indexer, or our IndexBranch, which has the same names; None in a layer without.
+    """
 
     module: Any
     indexer: Any | None
@@ -66,7 +56,8 @@ class Branches:
     def _heads(self, which: str, x: Tensor) -> Tensor:
         y = getattr(self.module, f"{which}_proj")(x).view(x.shape[0], -1, self.module.head_dim)
         norm = getattr(self.module, f"{which}_norm", None)
-        return y if norm is None else norm(y)
+        out: Tensor = y if norm is None else norm(y)
+        return out
 
     def _index(self, which: str, x: Tensor, tables: Tables) -> Tensor:
         indexer = self.indexer
@@ -188,7 +179,7 @@ def _with_gradients(
     layer: PagedLayer | None,
     see: Callable[[Tensor], None] | None,
 ) -> Tensor:
-    """x [R, C] -> [R, C] by the operators with gradients. The choice of blocks carries none, so the index branch gets none."""
+    """x [R, C] -> [R, C] by the operators with gradients; none reach the index branch, whose choice is a constant."""
     from longsight.ops import training
 
     if layer is not None and layer.get_seq_length():

@@ -230,5 +230,6 @@ def paged_layer(cache: Cache, layer: int) -> PagedLayer:
             f"longsight attention needs a PagedCache or an empty DynamicCache; layer {layer} is a "
             f"{type(found).__name__}, {state}"
         )
-    cache.layers[layer] = PagedLayer()
-    return cache.layers[layer]
+    paged = PagedLayer()
+    cache.layers[layer] = paged
+    return paged

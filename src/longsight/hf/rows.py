@@ -113,7 +113,13 @@ def document_lengths(
     if cu_seq_lens is not None:
         borders = torch.as_tensor(cu_seq_lens).cpu()
         lengths = borders.diff()
-        if rows.batch != 1 or rows.real is not None or borders[0] != 0 or borders[-1] != rows.places or lengths.min() < 0:
+        if (
+            rows.batch != 1
+            or rows.real is not None
+            or borders[0] != 0
+            or borders[-1] != rows.places
+            or lengths.min() < 0
+        ):
             raise UnsupportedError(
                 f"cu_seq_lens_q must rise from 0 to {rows.places} in a batch of one row without padding, got "
                 f"{borders.tolist()} with a batch of {rows.batch}"
