@@ -28,8 +28,10 @@ def backend(request: pytest.FixtureRequest) -> TrainingBackend:
     return choose(request.param)[0]
 
 
-def chosen(case: Case, block: int = BLOCK, topk: int = TOPK, **options: int) -> Tensor:
-    return REFERENCE.select_blocks(*case.index, case.docs, block_size=block, topk=topk, **options)
+def chosen(case: Case, block: int = BLOCK, topk: int = TOPK, local_blocks: int = 1, init_blocks: int = 0) -> Tensor:
+    """The reference's choice for the case's index branch."""
+    options = {"topk": topk, "local_blocks": local_blocks, "init_blocks": init_blocks}
+    return REFERENCE.select_blocks(case.index_q, case.index_k, case.docs, block_size=block, **options)
 
 
 class Run:
@@ -103,7 +105,8 @@ def test_the_teacher_is_a_mean_of_probabilities_and_learns_nothing(backend: Trai
         kl = backend.dense_kl(*case.index, case.q, case.k, lse, case.docs)
     else:
         kl = backend.sparse_kl(*case.index, case.q, case.k, lse, ids, case.docs, block_size=BLOCK)
-    assert torch.autograd.grad(kl, (case.q, case.k, lse), retain_graph=True, allow_unused=True) == (None, None, None)
+    teacher = torch.autograd.grad(kl, (case.q, case.k, lse), retain_graph=True, allow_unused=True)
+    assert all(gradient is None for gradient in teacher)
     # The heads of a group disagree here, so a teacher of mean logits, or of summed probabilities, is another number.
     exact, support = case.exact(), support_of(case.docs, case.kv_heads, ids, BLOCK)
     even = torch.full((case.docs.rows,), 1 / case.docs.rows)
@@ -244,7 +247,8 @@ def test_every_run_gives_the_same_bits(backend: TrainingBackend, mode: str) -> N
     ids = chosen(case) if mode == "sparse" else None
     threads, runs = torch.get_num_threads(), []
     try:
-        for count in (1, 1, 2):
+        # torch's matmul, the reference's, may sum in another order for another number of threads.
+        for count in (2, 2) if backend.NAME == "reference" else (2, 1, 2, 3):
             torch.set_num_threads(count)
             runs.append(Run(backend, case, ids))
     finally:
@@ -282,7 +286,7 @@ class LargestTensor(TorchDispatchMode):
     """Watches every operator's outputs."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.numel = self.calls = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

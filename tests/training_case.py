@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -61,7 +60,7 @@ class Case:
 
 def grads(output: Tensor, inputs: tuple[Tensor, ...], dout: Tensor | None = None) -> tuple[Tensor, ...]:
     """Gradients of output (weighted by dout) for inputs."""
-    return cast(tuple[Tensor, ...], torch.autograd.grad(output, inputs, dout))
+    return torch.autograd.grad(output, inputs, dout)
 
 
 def support_of(docs: Documents, groups: int, ids: Tensor | None, block_size: int) -> Tensor:
@@ -89,7 +88,8 @@ def divergence(case: Case, support: Tensor, weight: Tensor) -> Tensor:
     teacher = attention(case, support)[2].detach().unflatten(1, (case.kv_heads, -1)).mean(2)
     scores = torch.einsum("trd,jd->trj", case.index_q, case.index_k) * case.index_dim**-0.5
     student = scores.masked_fill(~support, -torch.inf).log_softmax(-1).masked_fill(~support, 0.0)
-    return (weight[:, None] * (torch.xlogy(teacher, teacher) - teacher * student).sum(-1)).sum() / case.kv_heads
+    gap: Tensor = (torch.xlogy(teacher, teacher) - teacher * student).sum(-1)  # [T, H_kv]
+    return (weight[:, None] * gap).sum() / case.kv_heads
 
 
 def assert_close(actual: Tensor, exact: Tensor, dtype: torch.dtype, absolute: float = 1e-30) -> None:
