@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from longsight import __version__
 
-COMMANDS = ("serve", "generate", "keys", "usage", "cost", "demo")
+COMMANDS = ("serve", "generate", "keys", "usage", "cost", "demo", "tokenize")
 DESCRIPTION = """\
 MiniMax-M3-style models with exact sparse attention, on the hardware you have.
 
@@ -23,6 +23,7 @@ MiniMax-M3-style models with exact sparse attention, on the hardware you have.
   longsight demo                                    read a million tokens and answer from the middle of them
   longsight cost path/to/checkpoint                 FLOPs, bytes and memory at each context length
   longsight usage --ledger usage.db                 what was used, and what it came to
+  longsight tokenize book.txt --train-vocab 4096 --out data/book   text -> token ids, to train on
 
 `longsight COMMAND --help` explains each command with examples.
 """

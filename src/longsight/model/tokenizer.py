@@ -43,7 +43,11 @@ class Tokenizer:
     @classmethod
     def from_dir(cls, directory: str | Path) -> Tokenizer:
         """Read `directory`/tokenizer.json. Raises CheckpointError if it is missing or unreadable."""
-        path = Path(directory) / FILE
+        return cls.from_file(Path(directory) / FILE)
+
+    @classmethod
+    def from_file(cls, path: Path) -> Tokenizer:
+        """Read a tokenizer.json under any name. Raises CheckpointError if it is missing or unreadable."""
         try:
             text = path.read_text(encoding="utf-8")
             tokenizer = tokenizers.Tokenizer.from_str(text)
@@ -75,14 +79,19 @@ class Tokenizer:
 
     def encode_plain(self, text: str) -> Sequence[int]:
         """Token ids of `text` with nothing around it, in which the literals of added tokens are ordinary characters."""
-        _check(text)
+        return self.encode_plain_batch([text])[0]
+
+    def encode_plain_batch(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        """`encode_plain` of each text; the library works on several at a time."""
+        for text in texts:
+            _check(text)
         if self._byte_ids is not None:
-            return _look_up(self._byte_ids, text)
+            return [_look_up(self._byte_ids, text) for text in texts]
         if self._plain is None:
             self._plain = tokenizers.Tokenizer.from_str(
                 json.dumps({**json.loads(self._tokenizer.to_str()), "added_tokens": []})
             )
-        return array("i", self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        return [array("i", each.ids) for each in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens; bytes that are no UTF-8 become U+FFFD."""

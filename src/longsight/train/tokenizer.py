@@ -1,0 +1,93 @@
+"""New tokenizers: byte-level BPE learned from text, and plain lists of words."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from longsight.model.errors import ConfigError
+from longsight.train.errors import DataError
+
+# MiniMax-M3's own spelling of a document's start and a turn's end.
+BOS, EOS = "]~!b[", "[e~["
+LEARNED_AT_ONCE = 1 << 16  # characters: memory of the learner grows with the longest text
+
+
+def train(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = (BOS, EOS)) -> tokenizers.Tokenizer:
+    """A byte-level BPE of `vocab_size` tokens: the special ones first, then 256 bytes, then merges.
+
+    Every text can be written in it and read back. Digits are tokens of their own, so that numbers are copied digit by
+    digit. There may be fewer tokens than asked for where the texts hold too few different words.
+    Raises ConfigError for a vocabulary too small or special tokens that are empty or come twice.
+    """
+    least = 256 + len(special_tokens)
+    if vocab_size < least:
+        raise ConfigError(
+            f"vocab_size is {vocab_size}; 256 bytes and {len(special_tokens)} special tokens need {least}"
+        )
+    if len(set(special_tokens)) < len(special_tokens) or not all(special_tokens):
+        raise ConfigError(f"special_tokens are {list(special_tokens)!r}; expected different texts")
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    # The library types a sequence's members too narrowly.
+    steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[tokenizers.AddedToken(token, special=True, normalized=False) for token in special_tokens],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_parts(texts), trainer)
+    return tokenizer
+
+
+def of_words(words: Sequence[str], *, bos: str, unknown: str) -> tokenizers.Tokenizer:
+    """A tokenizer whose token i is words[i], with blanks between; `bos` goes before every text."""
+    tokenizer = tokenizers.Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=unknown)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, words.index(bos))]
+    )
+    tokenizer.add_special_tokens([tokenizers.AddedToken(bos, special=True, normalized=False)])
+    return tokenizer
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a tokenizer.json, which token files remember. Raises DataError if it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def cut(text: str, size: int) -> Iterator[str]:
+    """Pieces of about `size` characters that tokenize as the whole does: a cut is before a single blank between words.
+
+    That holds for tokenizers in which a word owns the blank before it, as all byte-level ones here; where there is no
+    such blank within another `size` characters, the cut is made anyway.
+    """
+    start = 0
+    while len(text) - start > size:
+        end = start + size
+        limit = min(end + size, len(text) - 1)
+        while end < limit and not _between_words(text, end):
+            end += 1
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _between_words(text: str, index: int) -> bool:
+    return text[index] == " " and not text[index - 1].isspace() and not text[index + 1].isspace()
+
+
+def _parts(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        yield from cut(text, LEARNED_AT_ONCE)
