@@ -23,7 +23,7 @@ GROUPS = ("matrices", "embedding", "head", "norms", "index_matrices", "index_nor
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """[model]: a new model, or `path`, a checkpoint to continue from.
+    """[model]: a new model, or `path`, a checkpoint to continue from, whose config may be given more positions.
 
     start: how a new model's weights begin. "previous-token" points layer 0's first key/value group one token back.
     """

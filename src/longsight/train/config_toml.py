@@ -72,8 +72,10 @@ def from_dict(data: Mapping[str, Any], directory: Path) -> c.TrainConfig:
 def _model(table: Table, directory: Path) -> c.ModelSource:
     if "path" in table:
         path = directory / table.text("path")
-        table.finish(("path",))
-        return c.ModelSource(config=ModelConfig.from_file(path), path=path)
+        read = ModelConfig.from_file(path)
+        positions = table.integer("max_position_embeddings", read.max_position_embeddings, least=1, most=MAX_LENGTH)
+        table.finish(("path", "max_position_embeddings"))
+        return c.ModelSource(config=dataclasses.replace(read, max_position_embeddings=positions), path=path)
     start = table.choice("start", get_args(c.Start), "random")
     fields = {field.name: field for field in dataclasses.fields(ModelConfig)}
     layers = table.integer("num_layers", least=1, most=MAX_LAYERS)
@@ -223,9 +225,10 @@ def _stage(
         final=table.number("final", 0.1, most=1.0),
         cooldown=table.number("cooldown", 0.2, most=1.0),
     )
-    skip = table.integer("skip", 0, most=min(MAX_LENGTH, model.max_position_embeddings))
-    if 0 < skip <= length:
-        raise table.fail("skip", f"0, or more than length = {length}")
+    skip = table.integer("skip", 0)
+    if skip and not length < skip <= model.max_position_embeddings:
+        most = f"max_position_embeddings = {model.max_position_embeddings}"
+        raise table.fail("skip", f"0, or more than length = {length} and at most the model's {most}")
     attention = _attention(table, model)
     stage = c.StageConfig(
         name=name,

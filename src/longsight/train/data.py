@@ -81,8 +81,8 @@ class TokenSource:
 
 @dataclass(frozen=True)
 class Mix:
-    """Which source each row comes from, by integers alone: any n rows in a row hold each source's share of n, to within
-    a row or two, and a row's number inside its source is known without counting.
+    """Which source each row comes from, by integers alone: any run of rows holds each source's share, to within as many
+    rows as there are sources, and a row's number inside its source is known without counting.
     """
 
     weights: tuple[tuple[str, int], ...]

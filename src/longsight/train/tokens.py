@@ -57,7 +57,7 @@ class Header:
             raise DataError(f"{path} is no header of a token file: its format is not {FORMAT!r}")
         if data.get("version") != VERSION:
             raise DataError(f"{path}: version is {data.get('version')!r}; this program reads version {VERSION}")
-        if data.get("dtype") not in DTYPES:
+        if data.get("dtype") not in list(DTYPES):
             raise DataError(f"{path}: dtype is {data.get('dtype')!r}; expected one of {', '.join(DTYPES)}")
         for key, least, most in (("tokens", 0, 2**53), ("documents", 0, 2**53), ("vocab_size", 1, 2**31)):
             if type(data.get(key)) is not int or not least <= data[key] <= most:
