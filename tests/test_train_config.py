@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import tomllib
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longsight.model import ConfigError
-from longsight.train.config import GROUPS, TrainConfig
+from longsight.train.config import (
+    GROUPS,
+    Gate,
+    GroupConfig,
+    OptimizerConfig,
+    RunConfig,
+    SourceConfig,
+    StageConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 from longsight.train.config_toml import from_dict
 from longsight.train.data import Data
 from longsight.train.schedule import KINDS, Schedule
@@ -22,7 +32,7 @@ from tiny_checkpoint import CONFIG, write_tiny_checkpoint
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.toml"))
 MODEL = """
-vocab_size = 1152
+vocab_size = 1153
 hidden_size = 64
 num_layers = 3
 num_heads = 4
@@ -118,7 +128,7 @@ def test_a_stage_overrides_only_what_it_names() -> None:
 def test_paths_start_at_the_file_but_the_output_where_the_program_runs(tmp_path: Path) -> None:
     checkpoint = write_tiny_checkpoint(tmp_path / "model")
     text = TEXT.replace(MODEL, 'path = "model"').replace('task = "recall"\n', 'tokens = "text"\n', 1)
-    with pytest.raises(ConfigError, match="skip is 65536; .* max_position_embeddings = 4096"):
+    with pytest.raises(ConfigError, match=r"skip is 65536; .* max_position_embeddings = 4096"):
         parse(text, tmp_path)
     text = text.replace("[model]", "[model]\nmax_position_embeddings = 65536")
     (tmp_path / "run.toml").write_text(text + '[tokenizer]\npath = "text/tokenizer.json"\n')
@@ -131,8 +141,8 @@ def test_paths_start_at_the_file_but_the_output_where_the_program_runs(tmp_path:
 
 
 BAD = [
-    ("vocab_size = 1152", "vocab_size = 0", "vocab_size is 0"),
-    ("vocab_size = 1152\n", "", "model.vocab_size is missing"),
+    ("vocab_size = 1153", "vocab_size = 0", "vocab_size is 0"),
+    ("vocab_size = 1153\n", "", "model.vocab_size is missing"),
     ("hidden_size = 64", "hidden_size = 65", "model: hidden_size is 65"),
     ("hidden_size = 64", "hidden_sise = 64", "hidden_size is missing"),
     ("[model]", "[model]\nlayers = 3", "model.layers = 3 is not known; accepted: attention_kinds"),
@@ -263,3 +273,14 @@ def test_the_shapes_between() -> None:
 def test_a_factor_is_a_share(kind: Any, steps: int, warmup: int, final: float, cooldown: float) -> None:
     schedule = Schedule(kind, warmup, final, cooldown)
     assert all(0 <= schedule.factor(step, steps) <= 1 + 1e-12 for step in range(steps))
+
+
+def test_the_documented_file_is_valid() -> None:
+    """Read as the run reads it, with every key of a stage that the tables name."""
+    docs = (Path(__file__).parent.parent / "docs/training.md").read_text(encoding="utf-8")
+    config = parse(docs.split("```toml\n")[1].split("```")[0])
+    assert [stage.name for stage in config.stages] == ["warm-up", "sparse"]
+    assert config.stages[1].optimizer.groups["matrices"].lr == 0.01
+    for cls in (SourceConfig, RunConfig, StageConfig, ValidationConfig, OptimizerConfig, GroupConfig, Gate, Schedule):
+        names = {field.name for field in fields(cls)} - {"options", "groups"}
+        assert {name for name in names if f"`{name}`" not in docs and f"`GROUP.{name}`" not in docs} <= {"kind"}

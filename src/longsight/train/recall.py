@@ -27,7 +27,7 @@ MOST = 1 << 20
 class Vocabulary:
     """Token 0 starts a row; then come fillers, values and keys."""
 
-    fillers: int = 63
+    fillers: int = 64
     values: int = 64
     keys: int = 1024
 
