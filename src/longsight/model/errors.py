@@ -6,7 +6,7 @@ from longsight.ops.errors import LongsightError
 
 
 class ConfigError(LongsightError, ValueError):
-    """A config.json that is unreadable, contradicts itself or asks for something this model code does not do."""
+    """A config.json or training file that is unreadable, contradicts itself or asks for something that is not done."""
 
 
 class CheckpointError(LongsightError, ValueError):

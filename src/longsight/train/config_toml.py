@@ -19,7 +19,7 @@ MAX_ROWS = 2**20  # packed rows of a step
 MAX_LENGTH = 2**24  # tokens of a packed row, and RoPE positions
 SECTIONS = ("model", "tokenizer", "data", "optimizer", "run", "stage", "validation")
 
-# The recipe that the notes of docs/training.md measured.
+# The rates of the first stage of examples/recall.toml.
 DEFAULT_GROUPS = {
     "matrices": c.GroupConfig(kind="muon", lr=0.02),
     "embedding": c.GroupConfig(kind="adamw", lr=2e-3),
