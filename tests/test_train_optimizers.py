@@ -6,16 +6,22 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from longsight.model import ConfigError
 from longsight.ops.training import Documents
 from longsight.train import start
 from longsight.train.batch import IGNORED, TrainBatch
 from longsight.train.config import GROUPS, MATRIX_GROUPS, GroupConfig, OptimizerConfig
+from longsight.train.muon import Muon
 from longsight.train.network import Network
 from longsight.train.optimizers import Optimizers
 from tiny_checkpoint import CONFIG
@@ -177,6 +183,66 @@ def test_resume_is_exact() -> None:
     assert train(second, resumed, range(3, 6)) == losses[3:]
     for name, parameter in straight.named_parameters():
         assert torch.equal(parameter, second.get_parameter(name)), name
+
+
+def test_muon_is_torch_s_muon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16 to the bit of a rounding, in fp32 within what bf16 loses; many matrices of several shapes, some tall."""
+    shapes = 3 * [(48, 32)] + 2 * [(32, 48)] + 4 * [(64, 64)] + [(5, 40)]
+    monkeypatch.setattr("longsight.train.muon.BATCH_ELEMENTS", 3 * 48 * 32)
+    for has_bf16, tolerance in ((True, 2e-3), (False, 0.05)):
+        monkeypatch.setattr("longsight.train.muon._cpu_has_bf16", lambda has=has_bf16: has)
+        results = []
+        for kind in (Muon, torch.optim.Muon):
+            generator = torch.Generator().manual_seed(0)
+            matrices = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+            optimizer = kind(matrices, lr=0.02, weight_decay=0.1)
+            for _ in range(4):
+                for matrix in matrices[1:]:
+                    matrix.grad = torch.randn(matrix.shape, generator=generator)
+                optimizer.step()
+            results.append([matrix.detach() for matrix in matrices])
+        assert torch.equal(results[0][0], results[1][0])
+        for ours, theirs in zip(*results, strict=True):
+            assert float((ours - theirs).norm()) <= tolerance * 4 * 0.02 * max(ours.shape) ** 0.5
+
+
+def test_weights_cut_among_processes_train_alike(tmp_path: Path) -> None:
+    """Two processes with half of each weight, stopped and resumed from whole tensors, against one process."""
+    alone = network()
+    losses = train(alone, Optimizers(alone.parameter_groups(), configuration()), range(3))
+    torch.multiprocessing.spawn(train_in_halves, (tmp_path,), nprocs=2)  # type: ignore[no-untyped-call]
+    saved = torch.load(tmp_path / "result.pt", weights_only=True)
+    assert saved["losses"] == pytest.approx(losses, rel=2e-3)
+    for name, parameter in alone.named_parameters():
+        assert torch.allclose(saved["weights"][name], parameter, atol=5e-3), name
+
+
+def train_in_halves(rank: int, directory: Path) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{directory}/meeting", world_size=2, rank=rank)
+    mesh = init_device_mesh("cpu", (2,))
+    model = network()
+    for module in (*model.layers, model):
+        fully_shard(module, mesh=mesh)
+    optimizers = Optimizers(model.parameter_groups(), configuration())
+    losses = train(model, optimizers, range(2))
+    state = whole(optimizers.state_dict())
+    optimizers = Optimizers(model.parameter_groups(), configuration())
+    optimizers.load_state_dict(state)
+    losses += train(model, optimizers, range(2, 3))
+    weights = whole(dict(model.named_parameters()))
+    if rank == 0:
+        torch.save({"losses": losses, "weights": weights}, directory / "result.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def whole(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: whole(value) for key, value in tree.items()}
+    if isinstance(tree, DTensor):
+        return tree.full_tensor().detach()
+    return tree
 
 
 def other_layers() -> Network:

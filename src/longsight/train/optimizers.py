@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from longsight.model import ConfigError
 from longsight.train.config import INDEX_GROUPS, GroupConfig, OptimizerConfig
+from longsight.train.muon import Muon, cut_like
 
 Groups = Mapping[str, Mapping[str, nn.Parameter]]
 
@@ -30,7 +32,7 @@ class Optimizers:
         adamw = [_adamw(name, p, config.groups[name]) for name, p in groups.items() if kinds[name] == "adamw"]
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         if muon:
-            self._optimizers["muon"] = torch.optim.Muon(muon, adjust_lr_fn="original")
+            self._optimizers["muon"] = Muon(muon)
         if adamw:
             self._optimizers["adamw"] = torch.optim.AdamW(adamw)
         self._backbone = [p for name, group in groups.items() if name not in INDEX_GROUPS for p in group.values()]
@@ -68,7 +70,8 @@ class Optimizers:
         return {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the state of `Optimizers` over the same groups. Raises ConfigError if they differ."""
+        """Take the state of `Optimizers` over the same groups; its tensors may be whole where parameters are cut among
+        processes. Raises ConfigError if the groups differ."""
         if state.keys() != self._optimizers.keys():
             raise ConfigError(f"the saved optimisers are {sorted(state)}; this run has {sorted(self._optimizers)}")
         for name, optimizer in self._optimizers.items():
@@ -79,6 +82,10 @@ class Optimizers:
             if saved != ours:
                 raise ConfigError(f"the saved {name} state is of other parameters than this run's")
             optimizer.load_state_dict(state[name])
+            for parameter, values in optimizer.state.items():
+                for key, value in values.items():
+                    if value.shape == parameter.shape and not isinstance(value, DTensor):
+                        values[key] = cut_like(value, parameter)
 
 
 def _check(name: str, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
