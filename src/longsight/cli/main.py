@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from longsight import __version__
 
-COMMANDS = ("serve", "generate", "keys", "usage", "cost", "demo", "tokenize")
+COMMANDS = ("serve", "generate", "keys", "usage", "cost", "demo", "tokenize", "convert")
 DESCRIPTION = """\
 MiniMax-M3-style models with exact sparse attention, on the hardware you have.
 
@@ -24,6 +24,7 @@ MiniMax-M3-style models with exact sparse attention, on the hardware you have.
   longsight cost path/to/checkpoint                 FLOPs, bytes and memory at each context length
   longsight usage --ledger usage.db                 what was used, and what it came to
   longsight tokenize book.txt --train-vocab 4096 --out data/book   text -> token ids, to train on
+  longsight convert path/to/Qwen3 --text a.txt --out DIR           sparse attention for a dense transformers model
 
 `longsight COMMAND --help` explains each command with examples.
 """
@@ -33,7 +34,7 @@ SERVER, DEMO = "longsight[server]", "longsight[demo]"
 EXTRAS = {"starlette": SERVER, "uvicorn": SERVER, "pydantic": SERVER, "jinja2": SERVER, "anyio": SERVER}
 EXTRAS |= {"python_multipart": SERVER, "sqlalchemy": SERVER, "httpx": SERVER}
 EXTRAS |= {"prometheus_client": SERVER, "opentelemetry": "longsight[otel]"}
-EXTRAS |= {"openai": DEMO, "matplotlib": DEMO}
+EXTRAS |= {"openai": DEMO, "matplotlib": DEMO, "transformers": "longsight[hf]"}
 
 
 class Parser(argparse.ArgumentParser):

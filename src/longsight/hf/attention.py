@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from longsight.hf.cache import PagedLayer, backend_for, paged_layer
+from longsight.hf.backends import backend_for, training_for
+from longsight.hf.cache import PagedLayer, paged_layer
 from longsight.hf.rows import Rows, document_lengths
-from longsight.ops import PageLayout, UnsupportedError
+from longsight.ops import PageLayout, UnsupportedError, training
 
 NAME = "longsight"
 CHUNK = 1024  # rows whose queries exist at a time: bounds what a long prompt takes beyond its pages
@@ -109,7 +110,7 @@ def forward(
     if module.training and module.attention_dropout:
         raise UnsupportedError(f"attention_dropout {module.attention_dropout} in training: longsight has no dropout")
     rows = _rows(attention_mask, hidden_states)
-    tables = _tables(branches, rows, position_embeddings)
+    tables = row_tables(branches, rows, position_embeddings)
     x = rows.tokens(hidden_states)
     counts = rows.counts
     if past_key_values is None:
@@ -180,12 +181,10 @@ def _with_gradients(
     see: Callable[[Tensor], None] | None,
 ) -> Tensor:
     """x [R, C] -> [R, C] by the operators with gradients; none reach the index branch, whose choice is a constant."""
-    from longsight.ops import training
-
     if layer is not None and layer.get_seq_length():
         raise UnsupportedError("gradients do not reach what a cache holds: run with torch.no_grad() or use_cache=False")
     module, indexer = branches.module, branches.indexer
-    ops, _ = training.choose()
+    ops = training_for(x.device)
     documents = training.Documents.of_lengths(counts)
     q, k, v = branches.queries(x, tables), branches.keys(x, tables), branches.values(x)
     if indexer is None:
@@ -221,7 +220,7 @@ def _rows(attention_mask: object, hidden_states: Tensor) -> Rows:
     raise UnsupportedError(f"attention_mask must be [B, tokens] or None, got {shape}: no other mask is supported")
 
 
-def _tables(branches: Branches, rows: Rows, position_embeddings: Sequence[Tensor]) -> Tables:
+def row_tables(branches: Branches, rows: Rows, position_embeddings: Sequence[Tensor]) -> Tables:
     cos, sin = (rows.tokens(table) for table in position_embeddings)
     indexer = branches.indexer
     if indexer is None:

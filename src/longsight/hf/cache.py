@@ -6,28 +6,21 @@ repeating a batch move all three together. Padding is never stored: blocks count
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
+from longsight.hf.backends import backend_for
 from longsight.hf.rows import Rows
 from longsight.hf.tables import PageTables
-from longsight.ops import Backend, Batch, LayerPages, PageLayout, UnsupportedError, choose
+from longsight.ops import Batch, LayerPages, PageLayout, UnsupportedError
 
 M3_SPARSE = "minimax_m3_sparse"  # transformers' name for layers with an index branch
-
-
-def backend_for(device: torch.device) -> Backend:
-    """The operators for tensors there: the chosen CPU backend, the plain PyTorch reference on any other device."""
-    if device.type == "cpu":
-        return choose()[0]
-    return cast(Backend, importlib.import_module("longsight.ops.reference"))
 
 
 @dataclass(frozen=True)
