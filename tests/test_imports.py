@@ -12,12 +12,12 @@ import pytest
 import longsight
 
 ROOT = Path(longsight.__file__).parent
-ORDER = ("ops", "model", "train", "hf", "engine", "chat", "server", "cli")
+ORDER = ("ops", "model", "train", "hf", "engine", "evals", "chat", "server", "cli")
 SERVING = ("engine", "chat", "server")  # needs nothing of what trains, nor of the transformers library
 EXTRAS = (
     *("starlette", "uvicorn", "pydantic", "jinja2", "python_multipart", "sqlalchemy", "httpx"),
     *("prometheus_client", "opentelemetry"),
-    *("openai", "anthropic", "matplotlib", "psutil", "transformers", "gguf"),
+    *("openai", "anthropic", "matplotlib", "scipy", "psutil", "transformers", "gguf"),
 )
 
 

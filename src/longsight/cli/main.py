@@ -12,13 +12,14 @@ from typing import NoReturn
 
 from longsight import __version__
 
-COMMANDS = ("serve", "generate", "keys", "usage", "cost", "demo", "tokenize", "convert")
+COMMANDS = ("serve", "generate", "eval", "keys", "usage", "cost", "demo", "tokenize", "convert")
 DESCRIPTION = """\
 MiniMax-M3-style models with exact sparse attention, on the hardware you have.
 
   longsight serve                                   serve the built-in model on http://127.0.0.1:8000/v1
   longsight serve path/to/checkpoint                serve a checkpoint directory
   longsight generate path/to/checkpoint -f book.txt continue a text, without a server
+  longsight eval path/to/checkpoint --lengths 1K,16K  needles, variables and word counts at each length
   longsight keys create NAME --auth keys.db         make an API key for `longsight serve --auth keys.db`
   longsight demo                                    read a million tokens and answer from the middle of them
   longsight cost path/to/checkpoint                 FLOPs, bytes and memory at each context length
@@ -30,11 +31,11 @@ MiniMax-M3-style models with exact sparse attention, on the hardware you have.
 """
 
 # Modules that only some commands need, and what installs them.
-SERVER, DEMO = "longsight[server]", "longsight[demo]"
+SERVER, DEMO, EVAL = "longsight[server]", "longsight[demo]", "longsight[eval]"
 EXTRAS = {"starlette": SERVER, "uvicorn": SERVER, "pydantic": SERVER, "jinja2": SERVER, "anyio": SERVER}
 EXTRAS |= {"python_multipart": SERVER, "sqlalchemy": SERVER, "httpx": SERVER}
 EXTRAS |= {"prometheus_client": SERVER, "opentelemetry": "longsight[otel]"}
-EXTRAS |= {"openai": DEMO, "matplotlib": DEMO, "transformers": "longsight[hf]"}
+EXTRAS |= {"openai": DEMO, "matplotlib": DEMO, "scipy": EVAL, "transformers": "longsight[hf]"}
 
 
 class Parser(argparse.ArgumentParser):

@@ -37,6 +37,9 @@ class ProgressBar:
     def update(self, done: int, total: int, rate: str = "") -> None:
         self._progress.update(self._task, completed=done, total=total, rate=rate)
 
+    def name_and_update(self, what: str, done: int, total: int) -> None:
+        self._progress.update(self._task, description=what, completed=done, total=total)
+
     def stop(self) -> None:
         self._progress.stop()
 

@@ -29,7 +29,10 @@ class Model:
     """A loaded model. Stateless between calls: what a sequence remembers is in the pages that the caller owns.
 
     dtype: of weights, activations and pages. backend_reason: why that backend was chosen. weight_bytes: memory taken.
+    replayable: every step of a shape runs the same operators, so that one may be recorded (replay.py).
     """
+
+    replayable = True
 
     def __init__(
         self, config: ModelConfig, weights: Weights, dtype: torch.dtype, backend: Backend, backend_reason: str

@@ -48,7 +48,7 @@ class StepReplay:
 
     def supports(self, rows: int) -> bool:
         """Whether steps of this many rows can be replayed: few rows, on the compiled backend."""
-        return 0 < rows <= MAX_ROWS and self._model.backend.NAME == "cpu"
+        return 0 < rows <= MAX_ROWS and self._model.backend.NAME == "cpu" and self._model.replayable
 
     def tapes(self) -> list[Tape]:
         """What has been recorded, the one used longest ago first."""

@@ -1,0 +1,143 @@
+"""The quality study's plan and report. The figures here are made up, and only here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib import image
+
+from bench.quality import __main__ as driver
+from bench.quality.report import collect, write_report
+from bench.quality.study import Study, StudyError
+from longsight.evals.intervals import Estimate
+
+STUDY = Path(driver.__file__).with_name("recall.toml")
+ACCURACY = {"dense": 0.90, "MSA from scratch": 0.93, "MSA converted": 0.70, "static": 0.20}
+LOSS = {"dense": 2.0, "MSA from scratch": 2.004, "MSA converted": 2.1, "static": 2.5}
+
+
+@pytest.fixture
+def study() -> Study:
+    return Study.from_file(STUDY)
+
+
+def made_up(study: Study, out: Path, seeds: tuple[int, ...] = (0, 1, 2)) -> None:
+    """What finished runs leave behind, with invented figures that differ a little by seed."""
+    for run in study.runs():
+        if run.seed not in seeds or run.arm.sweep:
+            continue
+        directory = out / run.directory
+        (directory / "model").mkdir(parents=True)
+        (directory / "model" / "config.json").write_text("{}")
+        loss = LOSS[run.arm.name] + 0.01 * run.seed
+        (directory / "log.csv").write_text(f"step,validation\n1,9.9\n2,{loss}\n3,\n")
+        parts: list[dict[str, Any]] = []
+        for variant in run.arm.evaluate:
+            for length in study.evaluation["lengths"]:
+                value = ACCURACY[run.arm.name] - 0.01 * run.seed - length / 10**6
+                estimate = Estimate(value, value - 0.1, value + 0.1, 20).to_dict()
+                part = {"attention": variant.name, "task": "recall", "length": length, "accuracy": estimate}
+                parts.append({**part, "part": f"recall at {length}"})
+            bucket = {"first": 1, "last": 64, **Estimate(loss, loss, loss, 8).to_dict()}
+            parts.append({"attention": variant.name, "part": "loss at 256", "loss": [bucket]})
+        (directory / "evals").mkdir()
+        (directory / "evals" / "results.json").write_text(json.dumps({"parts": parts}))
+
+
+def test_the_plan(study: Study) -> None:
+    runs = list(study.runs())
+    assert len(runs) == 3 * len(study.arms)
+    assert len({run.directory for run in runs}) == len(runs)
+    assert study.train.exists()
+    converted = next(run for run in runs if run.arm.name == "MSA converted" and run.seed == 2)
+    assert converted.directory == "msa-converted-2"
+    assert "run.seed=2" in converted.assignments
+    assert 'stage.3.attention="warmup"' in converted.assignments
+
+
+def test_a_wrong_study_is_refused(tmp_path: Path) -> None:
+    text = STUDY.read_text()
+    wrong = tmp_path / "wrong.toml"
+    for old, new, words in (
+        ('baseline = "dense"', 'baseline = "dens"', "'dens'"),
+        ("seeds = [0, 1, 2]", "seeds = []", "seeds"),
+        ("seeds =", "seed =", "'seed' is not a key"),
+        ('baseline = "dense"', "", "baseline is missing"),
+        ("trials = 20", "trial = 20", "trial"),
+        ('tasks = ["recall"]', 'tasks = ["recal"]', "recal"),
+        ('evaluate = ["dense"]', 'evaluate = ["dens"]', "accepted"),
+    ):
+        assert old in text
+        wrong.write_text(text.replace(old, new))
+        with pytest.raises(ValueError, match=words):
+            Study.from_file(wrong)
+    with pytest.raises(StudyError, match="cannot read"):
+        Study.from_file(tmp_path / "none.toml")
+
+
+def test_the_report_says_what_was_measured_and_no_more(study: Study, tmp_path: Path) -> None:
+    made_up(study, tmp_path / "runs")
+    record = collect(study, tmp_path / "runs")
+    text = write_report(study, record, tmp_path / "docs").read_text()
+    assert "from 12 of 21 runs" in text
+    assert "| MSA from scratch: loss within 0.5% of dense | +0.20% | yes |" in text
+    assert "| MSA converted: loss within 0.5% of dense | +4.98% | **no** |" in text
+    assert "| MSA from scratch: recall at most one point below dense at every length | +0.030 | yes |" in text
+    assert "| MSA converted: recall at most one point below dense at every length | -0.200 | **no** |" in text
+    assert "| static: recall falls behind dense by 10 points somewhere | -0.700 | yes |" in text
+    assert "| dense | 3 | 2.0100 [2.0000, 2.0200] |" in text
+    assert "| MSA converted | 3 | 2.1100 [2.1000, 2.1200] | 0.1000 [0.1000, 0.1000] |" in text
+    assert "16K (64x)" in text
+    assert "MSA from scratch, evaluated k=8" in text
+    assert "k 2, block 16" not in text  # no run, no row
+    for name in ("quality-accuracy.png", "quality-loss.png"):
+        assert image.imread(tmp_path / "docs" / "images" / name).std() > 0.02
+
+
+def test_a_report_of_nothing_is_open(study: Study, tmp_path: Path) -> None:
+    text = write_report(study, collect(study, tmp_path), tmp_path).read_text()
+    assert "from 0 of 21 runs" in text
+    assert "| open |" in text
+    assert "yes" not in text
+    made_up(study, tmp_path / "one", seeds=(0,))
+    text = write_report(study, collect(study, tmp_path / "one"), tmp_path).read_text()
+    assert "| MSA converted | 1 | 2.1000 | 0.1000 |" in text  # one seed has no interval
+
+
+def test_goes_on_where_it_stopped(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finished runs are not trained again, failed ones are kept as such until they are retried."""
+    commands: list[list[str]] = []
+
+    def train(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        commands.append(command)
+        out = Path(command[command.index("--out") + 1])
+        if "static" in out.name:
+            return subprocess.CompletedProcess(command, 1)
+        (out / "model").mkdir()
+        (out / "model" / "config.json").write_text("{}")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(driver.subprocess, "run", train)
+    monkeypatch.setattr(driver, "evaluate", lambda *_, **__: {})
+    driver.carry_out(study, tmp_path)
+    assert len(commands) == len(list(study.runs()))
+    assert all("--resume" in command for command in commands)
+    record = collect(study, tmp_path)
+    assert [run["state"] for run in record["runs"]].count("failed") == 3
+    assert record["runs"][3]["reason"] == "exit code 1: nothing was said"
+    commands.clear()
+    driver.carry_out(study, tmp_path)
+    assert commands == []
+    monkeypatch.setattr(driver.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], -15))
+    with pytest.raises(StudyError, match="goes on"):
+        driver.carry_out(study, tmp_path / "other")
+    assert [run["state"] for run in collect(study, tmp_path / "other")["runs"]] == ["missing"] * len(list(study.runs()))
+    monkeypatch.setattr(driver.subprocess, "run", train)
+    driver.carry_out(study, tmp_path, retry=True)
+    assert [command[command.index("--restart") - 1] for command in commands] == [
+        str(tmp_path / f"static-{seed}") for seed in range(3)
+    ]
