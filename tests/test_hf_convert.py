@@ -333,6 +333,9 @@ def test_a_converted_model_is_never_dense(converted: Converted, tmp_path: Path) 
         AutoModelForCausalLM.from_pretrained(converted.out, attn_implementation="sdpa")
     with pytest.raises(ConversionError, match="model; a converted one is longsight_llama"):
         longsight.hf.load(converted.source)
+    model = longsight.hf.load(converted.out)
+    with pytest.raises(UnsupportedError, match="attn_implementation 'eager'"):
+        model.set_attn_implementation("eager")
     broken = tmp_path / "broken"
     converted.model.save_pretrained(broken)
     swapped(index_topk_blocks=None)(broken)

@@ -85,7 +85,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     width = cos.shape[-1]
     turned, rest = x[..., :width], x[..., width:]
     a, b = turned.chunk(2, -1)
-    turned = turned * cos[:, None] + torch.cat((-b, a), -1) * sin[:, None]
+    # The cast is for autocast, under which tables are wider than projections.
+    turned = (turned * cos[:, None] + torch.cat((-b, a), -1) * sin[:, None]).to(x.dtype)
     return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
 
 
