@@ -17,8 +17,9 @@ from bench.workers.transformers_model import HEADS, IMPLEMENTATION, KV_HEADS, LA
 NAME = "transformers_integration"
 TITLE = "a transformers M3 model, stock against our attention inside it"
 FASTER, LESS_MEMORY = Target(4.0), Target(10.0)
-# Share of (layer, token, group) sets that may differ: near-ties of two sums, and in bf16 of inputs rounded apart.
-OTHER_BLOCKS = {"float32": 1e-3, "bfloat16": 0.05}
+# Share of (token, group) sets that may differ in the first layer, whose inputs are the same bits on both sides, and in
+# later ones, whose inputs are rounded apart in bf16: a swap of two blocks at the edge of the choice counts.
+OTHER_BLOCKS = {"float32": (1e-3, 1e-3), "bfloat16": (1e-3, 0.2)}
 LOGITS = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
@@ -26,7 +27,7 @@ def run(session: Session) -> None:
     n = session.pick(8192, 2560)
     compare(session, "float32", session.pick(3072, 2304), (1, 1))
     session.settle()
-    results = compare(session, "bfloat16", n, session.pick((5, 3), (1, 1)))
+    results = compare(session, "bfloat16", n, session.pick((5, 2), (1, 1)))
     where = {"tokens": tokens(n), "dtype": "bf16", "heads": f"{HEADS}/{KV_HEADS}", "layers": LAYERS}
     for phase, target in (("prefill", FASTER), ("decode", None)):
         times = {side: Timing(tuple(result[f"{phase}_s"])) for side, result in results.items()}
@@ -57,7 +58,9 @@ def compare(session: Session, dtype: str, n: int, repeats: tuple[int, int]) -> d
             outputs[side] = torch.load(path)
     same = (outputs["ours"]["ids"] == outputs["stock"]["ids"]).all(-1)  # [layers, T, H_kv]
     what = f"{dtype}, {n} tokens"
-    session.passed(require(f"{what}: share of other block sets", 1 - same.float().mean().item(), OTHER_BLOCKS[dtype]))
+    for where, layers, limit in zip(("first", "later"), (same[:1], same[1:]), OTHER_BLOCKS[dtype], strict=True):
+        other_sets = 1 - layers.float().mean().item()
+        session.passed(require(f"{what}: share of other block sets, {where} layer", other_sets, limit))
     mine, other = (outputs[side]["logits"] for side in ("ours", "stock"))
     rows = same[:, -mine.shape[0] :].all(-1).all(0)
     session.passed(

@@ -331,6 +331,8 @@ def test_texts_and_places_that_cannot_be(tmp_path: Path) -> None:
 def test_a_converted_model_is_never_dense(converted: Converted, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="attn_implementation 'sdpa': a converted model runs 'longsight' only"):
         AutoModelForCausalLM.from_pretrained(converted.out, attn_implementation="sdpa")
+    with pytest.raises(OSError, match="nowhere"):
+        longsight.hf.load(tmp_path / "nowhere")
     with pytest.raises(ConversionError, match="model; a converted one is longsight_llama"):
         longsight.hf.load(converted.source)
     model = longsight.hf.load(converted.out)

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from longsight.hf.backends import training_for
-from longsight.hf.converted import FAMILIES, ConversionError, Family, check, from_pretrained, head_dim
+from longsight.hf.converted import FAMILIES, ConversionError, Family, check, from_pretrained, head_dim, read_config
 from longsight.hf.packing import Packer, Step, read_pieces
 from longsight.hf.training import Mode, Trace
 from longsight.train.batch import IGNORED, TrainBatch
@@ -129,10 +129,7 @@ def convert(
 
 def target(source: str | Path, settings: Settings) -> tuple[Family, Any]:
     """What the model at `source` becomes: the family and its configuration. Raises ConversionError if it cannot."""
-    try:
-        original = AutoConfig.from_pretrained(source)
-    except ValueError as error:  # of a type that transformers does not know
-        raise ConversionError(f"{source}: {str(error).splitlines()[0]}") from None
+    original = read_config(source)
     if any(isinstance(original, family.config) for family in FAMILIES.values()):
         raise ConversionError(f"{source}: a {original.model_type} model has its index branch already")
     family = FAMILIES.get(original.model_type)

@@ -127,12 +127,20 @@ def head_dim(config: Any) -> int:
     return dim
 
 
+def read_config(path: str | Path) -> Any:
+    """A model's configuration. Raises ConversionError for one that transformers cannot read."""
+    try:
+        return AutoConfig.from_pretrained(path)
+    except ValueError as error:  # a type that it does not know
+        raise ConversionError(f"{path}: {str(error).splitlines()[0]}") from None
+
+
 def load(path: str | Path, dtype: torch.dtype | str = "auto", **kwargs: Any) -> Any:
     """A converted model from its directory, ready to generate. Raises ConversionError if it is none, or incomplete.
 
     kwargs go to transformers' from_pretrained (device_map and the like).
     """
-    config = AutoConfig.from_pretrained(path)
+    config = read_config(path)
     family = next((f for f in FAMILIES.values() if isinstance(config, f.config)), None)
     if family is None:
         kinds = ", ".join(f.config.model_type for f in FAMILIES.values())
