@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,36 +15,72 @@ from longsight.train.errors import DataError
 
 # MiniMax-M3's own spelling of a document's start and a turn's end.
 BOS, EOS = "]~!b[", "[e~["
+DIGIT_GROUP = 3  # digits of the longest numbers that can be one token
+# Words with the mark or blank before them, numbers by groups of up to three digits from the left, punctuation, blanks.
+WORDS = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LEARNED_AT_ONCE = 1 << 16  # characters: memory of the learner grows with the longest text
 
 
-def train(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = (BOS, EOS)) -> tokenizers.Tokenizer:
-    """A byte-level BPE of `vocab_size` tokens: the special ones first, then 256 bytes, then merges.
+def train(
+    texts: Iterable[str],
+    vocab_size: int,
+    special_tokens: Sequence[str] = (BOS, EOS),
+    *,
+    markers: Sequence[str] = (),
+    group_digits: bool = False,
+) -> tokenizers.Tokenizer:
+    """A byte-level BPE of `vocab_size` tokens: the special ones first, the markers, then 256 bytes, then merges.
 
     Every text can be written in it and read back. Digits are tokens of their own, so that numbers are copied digit by
-    digit. There may be fewer tokens than asked for where the texts hold too few different words.
+    digit; with group_digits, every group of one to three digits is one token, the last 1,100 of the vocabulary, and a
+    longer number is split into groups of three from the left. markers: tokens of their own too, which stay in the text
+    when ids are decoded without special tokens. There may be fewer tokens than asked for where the texts hold too few
+    different words.
     Raises ConfigError for a vocabulary too small or special tokens that are empty or come twice.
     """
-    least = 256 + len(special_tokens)
+    added = [*special_tokens, *markers]
+    numbers = 10**3 + 10**2 if group_digits else 0
+    least = 256 + len(added) + numbers
     if vocab_size < least:
-        raise ConfigError(
-            f"vocab_size is {vocab_size}; 256 bytes and {len(special_tokens)} special tokens need {least}"
-        )
-    if len(set(special_tokens)) < len(special_tokens) or not all(special_tokens):
-        raise ConfigError(f"special_tokens are {list(special_tokens)!r}; expected different texts")
+        groups = f" and {numbers:,} groups of digits" if numbers else ""
+        raise ConfigError(f"vocab_size is {vocab_size}; 256 bytes, {len(added)} special tokens{groups} need {least}")
+    if len(set(added)) < len(added) or not all(added):
+        raise ConfigError(f"special_tokens are {added!r}; expected different texts")
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    # The library types a sequence's members too narrowly.
-    steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    digits, words = (
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.Split(tokenizers.Regex(WORDS), "isolated"),
+    )
+    characters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not group_digits)
+    # Merges learned here join no digits: their groups follow whole.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*([words] if group_digits else []), digits, characters])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[tokenizers.AddedToken(token, special=True, normalized=False) for token in special_tokens],
+        vocab_size=vocab_size - numbers,
+        special_tokens=[tokenizers.AddedToken(token, special=True, normalized=False) for token in added],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_parts(texts), trainer)
-    return tokenizer
+    if group_digits:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, characters])
+    return _finished(tokenizer, markers, group_digits)
+
+
+def _finished(tokenizer: tokenizers.Tokenizer, markers: Sequence[str], group_digits: bool) -> tokenizers.Tokenizer:
+    """With the markers no longer special, and with groups of digits."""
+    config = json.loads(tokenizer.to_str())
+    for token in config["added_tokens"]:
+        token["special"] = token["content"] not in markers
+    if group_digits:
+        vocabulary, merges = config["model"]["vocab"], config["model"]["merges"]
+        for length in range(2, DIGIT_GROUP + 1):
+            for number in range(10**length):
+                group = f"{number:0{length}}"
+                vocabulary[group] = len(vocabulary)
+                # Every way to put it together, so that it does not matter which of its pairs is merged first.
+                merges += [[group[:i], group[i:]] for i in range(1, length)]
+    return tokenizers.Tokenizer.from_str(json.dumps(config))
 
 
 def of_words(words: Sequence[str], *, bos: str, unknown: str) -> tokenizers.Tokenizer:
