@@ -92,7 +92,7 @@ def choose(read: Read, cleaner: Cleaner, seed: int = 0) -> list[str]:
     return chosen
 
 
-def sources_table(rows: Iterable[tuple[Read, Sequence[str]]], seconds: float) -> str:
+def sources_table(rows: Iterable[tuple[Read, Sequence[str]]], word_list: str, seconds: float) -> str:
     """SOURCES.md."""
     lines = [
         "# What the embedded model read",
@@ -109,6 +109,7 @@ def sources_table(rows: Iterable[tuple[Read, Sequence[str]]], seconds: float) ->
         documents, characters = documents + len(texts), characters + size
         lines.append(f"| {read.source.package} | {read.version} | {read.licence} | {len(texts):,} | {size:,} |")
     lines.append(f"| all | | | {documents:,} | {characters:,} |")
+    lines += ["", f"Words and names of generated tasks: those of {word_list} that occur in this text."]
     return "\n".join([*lines, "", f"Made in {seconds / 60:.1f} minutes, downloads included.", ""])
 
 
@@ -133,7 +134,8 @@ def make(work: Path, debs: Path, table: Path) -> None:
     counts = Counter(word for _, text in documents for word in re.findall(r"[A-Za-z]+", text))
     listed = "\n".join(text for _, text in packages.members(files[WORD_LIST.package], WORD_LIST.takes))
     words.write(work, listed.split(), counts)
-    table.write_text(sources_table(rows, time.monotonic() - started), encoding="utf-8")
+    word_list = f"{WORD_LIST.package} {packages.version(files[WORD_LIST.package])} ({WORD_LIST.licence})"
+    table.write_text(sources_table(rows, word_list, time.monotonic() - started), encoding="utf-8")
     size = sum(len(text) for _, text in documents)
     print(f"{work / 'corpus.jsonl'}: documents {len(documents):,}, characters {size:,}, packages {len(rows)}")
 
