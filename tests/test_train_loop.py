@@ -24,6 +24,8 @@ from longsight.model import CheckpointError, ConfigError
 from longsight.train import checkpoint
 from longsight.train.config import Gate, TrainConfig
 from longsight.train.gate import GateWatch
+from longsight.train.loop import Trainer
+from longsight.train.parallel import Processes
 from tiny_training import STEPS, furthest, read_log, write_config
 
 TRAIN = ["-m", "longsight.cli.main", "train"]
@@ -344,7 +346,7 @@ def test_two_processes_have_the_losses_of_one(config: Path, alone: Path, tmp_pat
 
 def test_two_processes_that_share_the_weights_go_on_where_one_was(config: Path, alone: Path, tmp_path: Path) -> None:
     as_it_was(alone, tmp_path, 3)
-    torchrun(config, tmp_path, "--resume", assignments=[*ADAMW, "run.sharding='fsdp'"])
+    torchrun(config, tmp_path, "--resume", assignments=[*ADAMW, "stage.2.micro=1", "run.sharding='fsdp'"])
     rows, expected = read_log(tmp_path), read_log(alone)
     assert rows[:3] == expected[:3]
     assert rows[3:] != expected[3:]  # another order of sums: these are steps of its own
@@ -358,6 +360,18 @@ def test_muon_trains_shared_weights(config: Path, whole: Path, tmp_path: Path) -
     assert rows[15:] != expected[15:]
     # Its orthogonalisation is in bf16, which makes 1e-3 of the last bits of a gradient.
     assert furthest(rows, expected, ("loss", "validation", "kl_0", "kl_1")) < 3e-3
+
+
+def test_a_step_too_small_for_the_processes_is_known_at_once(config: Path) -> None:
+    read = TrainConfig.from_file(config, ["stage.3.batch=2"])
+    with pytest.raises(ConfigError, match="batch of stage 'sparse' is 2; 3 processes need at least 3"):
+        Trainer(read, Processes(0, 3))
+
+
+def test_a_step_from_python(config: Path, whole: Path) -> None:
+    trainer = Trainer(TrainConfig.from_file(config))
+    rows = [trainer.step(), trainer.step()]
+    assert [repr(row.loss) for row in rows] == [row["loss"] for row in read_log(whole)[:2]]
 
 
 def test_a_configuration_from_python(config: Path) -> None:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from longsight.train.checkpoint import replace
 from longsight.train.config import RunConfig
@@ -184,10 +184,10 @@ class Screen:
             console=console,
             disable=not (watched and console.is_terminal),
         )
-        self._task = self._bar.add_task("", total=None, figures="")
+        self._task = TaskID(0)
 
     def stage(self, name: str, done: int, total: int) -> None:
-        self._bar.remove_task(self._task)
+        """A bar of its own; those of earlier stages stay above it."""
         self._task = self._bar.add_task(name, total=total, completed=done, figures="")
 
     def step(self, row: Row, total: int) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from longsight.model.errors import CheckpointError
+from longsight.model.errors import CheckpointError, ConfigError
+from longsight.model.tokenizer import FILE as TOKENIZER
 from longsight.ops.errors import LongsightError
 from longsight.train import checkpoint, state
 from longsight.train.batch import TrainBatch
@@ -57,12 +58,13 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, processes: Processes | None = None) -> None:
         self.config, self.processes = config, processes or Processes()
+        _check_rows(config, self.processes.size)
         self.data = Data(config)
         self.network = state.begin(config, self.processes.device)
         if config.run.sharding == "fsdp":
             self.processes.shard(self.network)
         self.optimizers = Optimizers(self.network.parameter_groups(), config.optimizer)
-        self.module: nn.Module = self.network  # as the stage calls it
+        self._called: tuple[int, nn.Module] | None = None  # see `module`
         self.place = Place()
         self.gate = GateWatch(config.stages[0].gate)
         self.stop = False
@@ -78,6 +80,15 @@ class Trainer:
         """The directory of the run's checkpoints."""
         return self.config.run.out / "checkpoints"
 
+    @property
+    def module(self) -> nn.Module:
+        """The network as the stage under way calls it, with gradients that the processes agree on."""
+        if self._called is None or self._called[0] != self.place.stage:
+            if self.stage.static is not None:
+                self.network.static = self.stage.static
+            self._called = self.place.stage, self.processes.synced(self.network, unused=self._idle_index())
+        return self._called[1]
+
     def run(self) -> bool:
         """Train from where the run stands to its end, and export. False: it was asked to stop, and has saved.
 
@@ -88,7 +99,9 @@ class Trainer:
                 self._run_stage(logs)
                 if self._stopping:
                     return False
-            logs.say(f"the model is in {self.export()}")
+            directory = self.export()
+            served = (directory / TOKENIZER).exists()
+            logs.say(f"the model is in {directory}{'' if served else ', without a tokenizer: [tokenizer] names none'}")
         return True
 
     def step(self) -> Row:
@@ -143,9 +156,6 @@ class Trainer:
     def _run_stage(self, logs: Logs) -> None:
         """To the stage's end, or to the step in which the run was asked to stop."""
         stage = self.stage
-        if stage.static is not None:
-            self.network.static = stage.static
-        self.module = self.processes.synced(self.network, unused=self._idle_index())
         logs.stage(stage.name, self.place.stage_step, stage.steps)
         while not self._ended and not self._stopping:
             row = self.step()
@@ -221,7 +231,7 @@ class Trainer:
 
     def _place(self, saved: Mapping[str, Any], path: Path) -> Place:
         place = Place(**saved["place"])
-        ours, theirs = ([*names][: place.stage + 1] for names in (self._stage_names, saved["stages"]))
+        ours, theirs = (names[: place.stage + 1] for names in (self._stage_names, saved["stages"]))
         if ours[: len(theirs)] != theirs:
             raise CheckpointError(f"{path} has been through the stages {theirs}; this configuration's are {ours}")
         return place
@@ -273,3 +283,12 @@ class Trainer:
             norms=dict(zip(("backbone", "index"), norms, strict=True)),
             tokens_per_second=means.rows / seconds,
         )
+
+
+def _check_rows(config: TrainConfig, processes: int) -> None:
+    """Raise ConfigError now, rather than hours later, where a process would be left without a row."""
+    counts = [(f"batch of stage {stage.name!r}", stage.batch) for stage in config.stages]
+    counts += [("rows of validation", config.validation.rows)] if config.validation else []
+    for what, rows in counts:
+        if rows < processes:
+            raise ConfigError(f"the {what} is {rows}; {processes} processes need at least {processes}")
