@@ -60,6 +60,15 @@ def babble(compiler: GrammarCompiler, tokenizer: tokenizers.Tokenizer, grammar: 
     return str(tokenizer.decode(tokens, skip_special_tokens=False))
 
 
+@pytest.mark.parametrize("padding", [0, 5])
+def test_a_model_needs_no_token_that_ends_a_text(tokenizer: tokenizers.Tokenizer, padding: int) -> None:
+    endless = GrammarCompiler(tokenizer.to_str(), vocab_size=tokenizer.get_vocab_size() + padding)
+    if padding:
+        assert babble(endless, tokenizer, Grammar("choice", ("red", "green")), 0) in ("red", "green")
+    else:
+        assert endless.matcher(Grammar("choice", ("red", "green"))).mask()[tokenizer.get_vocab_size() :].sum() == 0
+
+
 SCHEMA = {
     "type": "object",
     "properties": {

@@ -603,4 +603,4 @@ def test_a_task_names_its_tokens(token_file: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(path)
     assert tokenizer.vocab_size == 1153
     assert list(tokenizer.encode("f0 v63 k1023 what")) == [0, 1, 128, 1152, 1]  # an unknown word is a filler
-    assert tokenizer.decode([0, 129, 65]) == "k0 v0"
+    assert tokenizer.decode([0, 129, 65]) == " k0 v0"

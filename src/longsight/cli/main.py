@@ -12,13 +12,14 @@ from typing import NoReturn
 
 from longsight import __version__
 
-COMMANDS = ("serve", "generate", "eval", "keys", "usage", "cost", "demo", "tokenize", "convert")
+COMMANDS = ("serve", "generate", "train", "tokenize", "eval", "convert", "keys", "usage", "cost", "demo")
 DESCRIPTION = """\
 MiniMax-M3-style models with exact sparse attention, on the hardware you have.
 
   longsight serve                                   serve the built-in model on http://127.0.0.1:8000/v1
   longsight serve path/to/checkpoint                serve a checkpoint directory
   longsight generate path/to/checkpoint -f book.txt continue a text, without a server
+  longsight train examples/recall.toml              train a model
   longsight eval path/to/checkpoint --lengths 1K,16K  needles, variables and word counts at each length
   longsight keys create NAME --auth keys.db         make an API key for `longsight serve --auth keys.db`
   longsight demo                                    read a million tokens and answer from the middle of them
@@ -36,6 +37,7 @@ EXTRAS = {"starlette": SERVER, "uvicorn": SERVER, "pydantic": SERVER, "jinja2": 
 EXTRAS |= {"python_multipart": SERVER, "sqlalchemy": SERVER, "httpx": SERVER}
 EXTRAS |= {"prometheus_client": SERVER, "opentelemetry": "longsight[otel]"}
 EXTRAS |= {"openai": DEMO, "matplotlib": DEMO, "scipy": EVAL, "transformers": "longsight[hf]"}
+EXTRAS |= {"tensorboard": "longsight[train]"}
 
 
 class Parser(argparse.ArgumentParser):

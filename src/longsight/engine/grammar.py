@@ -36,6 +36,7 @@ LIMITS = llguidance.LLParserLimits(initial_lexer_fuel=1_000_000, step_lexer_fuel
 # The library follows references on the stack and dies of a chain of 700 in the usual 8 MB. A node of a schema or a rule
 # of a grammar was seen to take up to 4 KB; pages of a stack that are never touched cost nothing.
 STACK_BYTES = 256 << 20
+UNUSED = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 T = TypeVar("T")
 
 
@@ -103,12 +104,15 @@ class GrammarCompiler:
     def __init__(self, tokenizer: str | Path, *, vocab_size: int, eos_token_ids: tuple[int, ...] = ()) -> None:
         text = tokenizer.read_text("utf-8") if isinstance(tokenizer, Path) else tokenizer
         known = json.loads(text)
-        size = max([*known["model"]["vocab"].values(), *(t["id"] for t in known.get("added_tokens") or ())], default=-1)
+        known["added_tokens"] = known.get("added_tokens") or []
+        size = 1 + max([*known["model"]["vocab"].values(), *(t["id"] for t in known["added_tokens"])], default=-1)
+        end = list(eos_token_ids)
+        if not end:  # the library wants a token that ends a text: one that the model cannot produce
+            end = [max(vocab_size, size)]
+            known["added_tokens"] += [{**UNUSED, "content": f"<unused {i}>", "id": i} for i in range(size, end[0] + 1)]
         text = json.dumps(_as_text(known))
-        # The library wants an end-of-sequence token; a model without one gets an id that it cannot produce.
-        end = list(eos_token_ids) or [max(vocab_size, size + 1)]
         self._tokenizer = llguidance.LLTokenizer(
-            text, n_vocab=max(vocab_size, size + 1, *(e + 1 for e in end)), eos_token=end
+            text, n_vocab=max(vocab_size, size, *(e + 1 for e in end)), eos_token=end
         )
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="longsight-grammar")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, device
 
 from longsight.ops.training import Documents
 
@@ -24,3 +24,8 @@ class TrainBatch:
     targets: Tensor
     rope_positions: Tensor
     documents: Documents
+
+    def to(self, where: device) -> TrainBatch:
+        """The same batch on a device; what says where documents begin stays on the CPU."""
+        tokens, targets, positions = (x.to(where) for x in (self.tokens, self.targets, self.rope_positions))
+        return TrainBatch(tokens, targets, positions, self.documents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -92,15 +93,18 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """What a stage must have reached at its end, as means over its last `window` steps; otherwise the run stops there.
+    """What a stage is to reach, as means over its last `window` steps.
 
     captured: least captured attention mass (0..1) of every layer that measures it. accuracy: least share of targets
-    hit. None: not asked for.
+    hit. None: not asked for. early: the stage ends as soon as both are reached, instead of after its steps. required:
+    a run whose stage ends without them stops there; otherwise it says so and goes on.
     """
 
     captured: float | None = None
     accuracy: float | None = None
     window: int = 20
+    early: bool = False
+    required: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +185,11 @@ class TrainConfig:
     validation: ValidationConfig | None = None
 
     @classmethod
-    def from_file(cls, path: str | Path) -> TrainConfig:
-        """Read a TOML file; paths in it, except `run.out`, are relative to its directory. Raises ConfigError."""
+    def from_file(cls, path: str | Path, assignments: Sequence[str] = ()) -> TrainConfig:
+        """Read a TOML file; paths in it, except `run.out`, are relative to its directory. Raises ConfigError.
+
+        assignments: `key=value` texts laid over the file, see train/overrides.py.
+        """
         from longsight.train.config_toml import load
 
-        return load(Path(path))
+        return load(Path(path), assignments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -12,6 +12,7 @@ from longsight.model import ConfigError, ModelConfig
 from longsight.model.config_json import DTYPES, MAX_LAYERS
 from longsight.ops.training.static import StaticPolicy
 from longsight.train import config as c
+from longsight.train import overrides
 from longsight.train.schedule import KINDS, Schedule
 from longsight.train.table import Table
 
@@ -31,14 +32,18 @@ DEFAULT_GROUPS = {
 }
 
 
-def load(path: Path) -> c.TrainConfig:
-    """Raises ConfigError, naming the file, the key, its value and what is accepted."""
+def load(path: Path, assignments: Sequence[str] = ()) -> c.TrainConfig:
+    """Read a file, with `key=value` assignments laid over it.
+
+    Raises ConfigError, naming the file, the key, its value and what is accepted.
+    """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    overrides.apply(data, assignments)
     try:
         return from_dict(data, path.parent)
     except ConfigError as error:
@@ -296,8 +301,12 @@ def _gate(table: Table) -> c.Gate:
         captured=table.number("captured", most=1.0) if "captured" in table else None,
         accuracy=table.number("accuracy", most=1.0) if "accuracy" in table else None,
         window=table.integer("window", 20, least=1),
+        early=table.boolean("early", False),
+        required=table.boolean("required", True),
     )
-    table.finish(("captured", "accuracy", "window"))
+    if gate.captured is None and gate.accuracy is None:
+        raise ConfigError(f"{table.where[:-1]} asks for nothing; expected captured, accuracy or both")
+    table.finish(("captured", "accuracy", "window", "early", "required"))
     return gate
 
 

@@ -18,6 +18,7 @@ BOS, EOS = "]~!b[", "[e~["
 DIGIT_GROUP = 3  # digits of the longest numbers that can be one token
 # Words with the mark or blank before them, numbers by groups of up to three digits from the left, punctuation, blanks.
 WORDS = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+BLANK = "\u0120"  # how byte-level tokenizers write a blank
 LEARNED_AT_ONCE = 1 << 16  # characters: memory of the learner grows with the longest text
 
 
@@ -84,11 +85,16 @@ def _finished(tokenizer: tokenizers.Tokenizer, markers: Sequence[str], group_dig
 
 
 def of_words(words: Sequence[str], *, bos: str, unknown: str) -> tokenizers.Tokenizer:
-    """A tokenizer whose token i is words[i], with blanks between; `bos` goes before every text."""
-    tokenizer = tokenizers.Tokenizer(
-        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=unknown)
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    """A tokenizer whose token i is words[i], with blanks between; `bos` goes before every text.
+
+    Each word owns the blank before it and is written in the letters of byte-level tokenizers: those are what a token's
+    bytes can be read from, which grammars and streaming need.
+    """
+    vocabulary = {word if word == bos else BLANK + word: index for index, word in enumerate(words)}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=BLANK + unknown))
+    steps = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, words.index(bos))]
     )
