@@ -114,6 +114,40 @@ struct ls_likeliest_args {
   int32_t is_bf16, threads;
 };
 
+// Documents packed one after the other for training (ops/training/documents.py).
+struct ls_documents {
+  const int32_t* cu_seqlens;  // [count + 1]
+  int64_t count;
+};
+
+struct ls_attention_grad_args {
+  const void *q, *k, *v;    // [T, heads, dim], [T, kv_heads, dim] twice
+  const void *out, *dout;   // [T, heads, dim]
+  const float* lse;         // [T, heads]
+  const int32_t* ids;       // [T, kv_heads, topk], or null for causal dense attention
+  void* dq;                 // [T, heads, dim]
+  float *dk, *dv;           // [T, kv_heads, dim], zeros before
+  ls_documents documents;
+  int64_t heads, kv_heads, dim, block, topk;
+  float scale;
+  int32_t is_bf16, threads;
+};
+
+struct ls_index_kl_args {
+  const void *index_q, *index_k;  // [T, kv_heads, index_dim], [T, index_dim]
+  const void *q, *k;              // [T, heads, dim], [T, kv_heads, dim]
+  const float* lse;               // [T, heads], of the attention over the same keys
+  const int32_t* ids;             // [T, kv_heads, topk], or null for all visible keys
+  const float* weight;            // [T]
+  float* loss;                    // one number
+  float* dindex_q;                // [T, kv_heads, index_dim], or null for no gradients
+  float* dindex_k;                // [kv_heads, T, index_dim], zeros before: each group's share
+  ls_documents documents;
+  int64_t heads, kv_heads, dim, index_dim, block, topk;
+  float scale, index_scale;
+  int32_t is_bf16, threads;
+};
+
 // One call of a recorded step (ops/tape.py): which kernel, by its place in ls_kernel, and its arguments.
 enum ls_kernel {
   LS_SELECT,
@@ -147,6 +181,8 @@ struct ls_kernels {
   int (*add)(const ls_add_args&);
   int (*route)(const ls_route_args&);
   int (*likeliest)(const ls_likeliest_args&);
+  int (*attention_grad)(const ls_attention_grad_args&);
+  int (*index_kl)(const ls_index_kl_args&);
   double (*peak_flops)(int is_bf16, int threads, double seconds);
   double (*stream_read)(const void* memory, size_t bytes, int threads);
 };

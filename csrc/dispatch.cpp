@@ -55,7 +55,7 @@ const ls_kernels& chosen() {
 
 #define LS_EXPORT extern "C" __attribute__((visibility("default")))
 
-LS_EXPORT int ls_abi() { return 4; }
+LS_EXPORT int ls_abi() { return 5; }
 LS_EXPORT const char* ls_isa() { return chosen().name; }
 LS_EXPORT int ls_screens() { return chosen().screens; }
 
@@ -90,6 +90,8 @@ LS_EXPORT int ls_swiglu(const ls_swiglu_args* a) { return chosen().swiglu(*a); }
 LS_EXPORT int ls_add(const ls_add_args* a) { return chosen().add(*a); }
 LS_EXPORT int ls_route(const ls_route_args* a) { return chosen().route(*a); }
 LS_EXPORT int ls_likeliest(const ls_likeliest_args* a) { return chosen().likeliest(*a); }
+LS_EXPORT int ls_attention_grad(const ls_attention_grad_args* a) { return chosen().attention_grad(*a); }
+LS_EXPORT int ls_index_kl(const ls_index_kl_args* a) { return chosen().index_kl(*a); }
 
 // Runs recorded calls in order. 0, or what the first failing one returned; its place is left in *failed.
 LS_EXPORT int ls_run(const ls_call* calls, int64_t count, int64_t* failed) {

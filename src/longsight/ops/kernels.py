@@ -18,7 +18,7 @@ from longsight.ops.memory import advise_huge_pages
 
 LIBRARY = "liblongsight_kernels.so"
 OUT_OF_MEMORY, BAD_SELECTION, BAD_EXPERT = 1, 2, 3  # csrc/args.h
-ABI = 4  # ls_abi() of the library this file describes
+ABI = 5  # ls_abi() of the library this file describes
 
 
 class BatchArgs(Structure):
@@ -198,6 +198,60 @@ class LikeliestArgs(Structure):
     )
 
 
+class DocumentsArgs(Structure):
+    _fields_ = (("cu_seqlens", c_void_p), ("count", c_int64))
+
+
+class AttentionGradArgs(Structure):
+    _fields_ = (
+        ("q", c_void_p),
+        ("k", c_void_p),
+        ("v", c_void_p),
+        ("out", c_void_p),
+        ("dout", c_void_p),
+        ("lse", c_void_p),
+        ("ids", c_void_p),
+        ("dq", c_void_p),
+        ("dk", c_void_p),
+        ("dv", c_void_p),
+        ("documents", DocumentsArgs),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("dim", c_int64),
+        ("block", c_int64),
+        ("topk", c_int64),
+        ("scale", c_float),
+        ("is_bf16", c_int32),
+        ("threads", c_int32),
+    )
+
+
+class IndexKlArgs(Structure):
+    _fields_ = (
+        ("index_q", c_void_p),
+        ("index_k", c_void_p),
+        ("q", c_void_p),
+        ("k", c_void_p),
+        ("lse", c_void_p),
+        ("ids", c_void_p),
+        ("weight", c_void_p),
+        ("loss", c_void_p),
+        ("dindex_q", c_void_p),
+        ("dindex_k", c_void_p),
+        ("documents", DocumentsArgs),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("dim", c_int64),
+        ("index_dim", c_int64),
+        ("block", c_int64),
+        ("topk", c_int64),
+        ("scale", c_float),
+        ("index_scale", c_float),
+        ("is_bf16", c_int32),
+        ("threads", c_int32),
+    )
+
+
 class Call(Structure):
     """A kernel's place in CALLS and its arguments."""
 
@@ -217,6 +271,8 @@ CALLS: dict[str, type[Structure]] = {
     "ls_route": RouteArgs,
     "ls_likeliest": LikeliestArgs,
 }
+# Kernels of training, which are never part of a recorded step.
+TRAINING_CALLS: dict[str, type[Structure]] = {"ls_attention_grad": AttentionGradArgs, "ls_index_kl": IndexKlArgs}
 
 
 def library_path() -> Path:
@@ -247,7 +303,7 @@ def _load() -> ctypes.CDLL | str:
         return f"{path} cannot be loaded: {error}"
     if library.ls_abi() != ABI:
         return f"{path} has interface version {library.ls_abi()}, this package needs {ABI}: rebuild it"
-    for name, struct in CALLS.items():
+    for name, struct in (CALLS | TRAINING_CALLS).items():
         function = getattr(library, name)
         function.argtypes, function.restype = (POINTER(struct),), c_int
     library.ls_run.argtypes, library.ls_run.restype = (POINTER(Call), c_int64, POINTER(c_int64)), c_int
