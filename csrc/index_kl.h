@@ -7,7 +7,6 @@
 // log-sum-exp, so that no row of them is ever kept. The loop is that of attend_grad.h.
 #pragma once
 
-#include "attend.h"
 #include <type_traits>
 
 #include "attend.h"
