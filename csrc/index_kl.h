@@ -7,8 +7,6 @@
 // log-sum-exp, so that no row of them is ever kept. The loop is that of attend_grad.h.
 #pragma once
 
-#include <type_traits>
-
 #include "attend.h"
 #include "packed.h"
 
@@ -81,9 +79,8 @@ class IndexKl {
   bool wants_gradients() const { return a_.dindex_q; }
   long topk() const { return a_.ids ? a_.topk : 0; }
 
-  // Sizes once, for counting them and for taking them.
   template <class F>
-  void layout(const F& part, Work& w) const {
+  void parts(const F& part, Work& w) const {
     const size_t tokens = grid_.longest(), step = size_t(step_tokens_) * group_, tile = KL_TOKENS;
     part(w.lse, tokens * group_), part(w.weight, tokens), part(w.term, tokens), part(w.max, tokens);
     part(w.sum, tokens * VL), part(w.dq, tokens * index_dim_), part(w.index_q, tile * index_dim_);
@@ -91,21 +88,16 @@ class IndexKl {
     part(w.teacher, tile * block_), part(w.s, step * block_), part(w.e_rows, tile * block_), part(w.e, tile * block_);
     part(w.part, tile * index_dim_), part(w.dk, size_t(block_) * index_dim_);
   }
-  template <class P>
-  static void count(P*, size_t n, size_t& bytes) {
-    bytes += Scratch::padded<P>(n);
-  }
-
   int run(long item) {
     Work w;
-    size_t bytes = Visits::bytes(grid_.longest(), topk(), grid_.blocks());
-    layout([&](auto*& p, size_t n) { count(p, n, bytes); }, w);
-    if (!scratch.reserve(bytes)) return turns_.fail(OUT_OF_MEMORY);
+    const auto layout = [&](const auto& part) { parts(part, w); };
+    if (!scratch.reserve(Visits::bytes(grid_.longest(), topk(), grid_.blocks()) + bytes_of(layout)))
+      return turns_.fail(OUT_OF_MEMORY);
     const Chunk& c = grid_.chunk(item / a_.kv_heads);
     const long head = item % a_.kv_heads;
     const Visits visits(c, a_.ids ? a_.ids + (c.row0 * a_.kv_heads + head) * a_.topk : nullptr, a_.kv_heads * a_.topk,
                         topk(), a_.block, scratch);
-    layout([](auto*& p, size_t n) { p = scratch.take<std::remove_reference_t<decltype(*p)>>(n); }, w);
+    take(layout);
     prepare(c, head, w);
     const long before = c.position ? item - a_.kv_heads : -1, blocks = c.blocks(block_);
     for (long b = 0; b < blocks; b++)
@@ -166,9 +158,10 @@ class IndexKl {
     const auto row = [&](int r) {
       return (const T*)a_.index_q + ((c.row0 + visits.token(b, first + r)) * a_.kv_heads + head) * index_dim_;
     };
+    NoPrefetch none;
     gather_rows<T>(row, n, index_dim_, w.index_q);
     product<T>(w.index_q, index_dim_, n, index_keys_.by_rows(c.document, b, 0), block_, columns_of(used), index_dim_,
-               index_dim_, w.index_s, block_);
+               index_dim_, w.index_s, block_, none);
     const vf scale = set1(a_.index_scale * LOG2E);
     for (int r = 0; r < n; r++) {
       float* s = w.index_s + size_t(r) * block_;
@@ -233,6 +226,7 @@ class IndexKl {
       for (int i = 0; i < PER_LANE<T> && r + i < n; i++) w.term[token[i]] += hsum(term[i]) * LN2;
     }
     if (!wants_gradients()) return;
+    NoPrefetch none;
     const auto row = [&](int r) -> const T* {
       if (r >= n) return nullptr;
       return (const T*)a_.index_q + ((c.row0 + visits.token(b, first + r)) * a_.kv_heads + head) * index_dim_;
@@ -240,7 +234,7 @@ class IndexKl {
     pack_columns<T>(row, padded, KL_TOKENS, index_dim_, w.q_columns);
     outer<T>(w.e, block_, used, w.q_columns, index_dim_, KL_TOKENS, padded, w.dk, index_dim_);
     product<T>(w.e_rows, block_, n, index_keys_.by_columns(c.document, b, 0), index_dim_, index_dim_, block_, used, w.part,
-               index_dim_);
+               index_dim_, none);
     for (int r = 0; r < n; r++) {
       float* to = w.dq + size_t(visits.token(b, first + r)) * index_dim_;
       const float* from = w.part + size_t(r) * index_dim_;
@@ -255,9 +249,14 @@ class IndexKl {
       const long token = c.row0 + visits.token(b, first + r / group_);
       return (const T*)a_.q + (token * a_.heads + head * group_ + r % group_) * dim_;
     };
+    const int next = first + n, left = visits.count(b) - next;
+    RowsAhead ahead(visits, b, next, left < step_tokens_ ? left : step_tokens_);
+    if (left > 0)
+      ahead.also((const T*)a_.q + (c.row0 * a_.heads + head * group_) * dim_, size_t(a_.heads) * dim_ * sizeof(T),
+                 size_t(group_) * dim_ * sizeof(T));
     gather_rows<T>(row, n * group_, dim_, w.q);
     product<T>(w.q, dim_, n * group_, keys_.by_rows(c.document, b, head), block_, columns_of(used), dim_, dim_, w.s,
-               block_);
+               block_, ahead);
     const vf scale = set1(a_.scale * LOG2E), share = set1(1.0f / float(group_));
     for (int i = 0; i < n; i++, out += block_) {
       const int token = visits.token(b, first + i);

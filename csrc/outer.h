@@ -110,12 +110,12 @@ LS_INLINE void outer(const A_of<T>* a, size_t lda, int rows, const uint32_t* b, 
 }
 
 // C[0, rows)[0, columns) = A B^T with A by rows: tile.h's product over all strips of B that hold the first `columns`.
-template <class T>
+template <class T, class P>
 LS_INLINE void product(const A_of<T>* a, size_t lda, int rows, const uint32_t* b, int n, int columns, int k, int used,
-                       float* c, size_t ldc) {
+                       float* c, size_t ldc, P& prefetch) {
   const int width = strip_width(n), steps = used / PER_LANE<T>;
   for (int s0 = 0; s0 < columns; s0 += width)
-    strip<T, Out::Store>(a, lda, rows, b + size_t(s0) * (k / PER_LANE<T>), width, steps, c + s0, ldc, NoPrefetch{});
+    strip<T, Out::Store>(a, lda, rows, b + size_t(s0) * (k / PER_LANE<T>), width, steps, c + s0, ldc, prefetch);
 }
 
 }  // namespace LS_NS

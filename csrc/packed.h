@@ -6,12 +6,29 @@
 #include <sched.h>
 #endif
 
+#include <type_traits>
+#include <utility>
+
 #include "outer.h"
 #include "parallel.h"
 
 namespace LS_NS {
 
 constexpr int CHUNK_ROWS = 16384;  // query rows (token x head of a group) of a chunk: bounds each thread's workspace
+
+// Scratch by a list of parts that is walked twice, to count and to take: layout(part) calls part(pointer, count) for each.
+template <class P>
+using Pointee = std::remove_reference_t<decltype(*std::declval<P>())>;
+template <class Layout>
+size_t bytes_of(const Layout& layout) {
+  size_t bytes = 0;
+  layout([&](auto*& p, size_t n) { bytes += Scratch::padded<Pointee<decltype(p)>>(n); });
+  return bytes;
+}
+template <class Layout>
+void take(const Layout& layout) {
+  layout([](auto*& p, size_t n) { p = scratch.take<Pointee<decltype(p)>>(n); });
+}
 
 // Consecutive query tokens of one document.
 struct Chunk {
@@ -175,6 +192,53 @@ class Turns {
  private:
   int32_t* done_ = nullptr;
   bool failed_ = false;
+};
+
+// Rows of several matrices that the next tokens of a list will need, handed out to the tiles of the current ones as they
+// run: rows come from main memory or the outer cache, in no order that the hardware could guess.
+class RowsAhead {
+ public:
+  static constexpr int LINES = 1;
+
+  // `bytes` at base + token * bytes, for each of `count` tokens from `first` on in block b's list.
+  RowsAhead(const Visits& visits, long b, int first, int count) : visits_(visits), b_(b), first_(first), tokens_(count) {}
+  void also(const void* base, size_t stride, size_t bytes) {
+    rows_[kinds_++] = Rows{(const char*)base, stride, bytes};
+    turn();
+  }
+
+  LS_INLINE const char* take(size_t bytes) {
+    for (int lines = 0; lines < 16 && token_ < tokens_;) {
+      if (left_ >= bytes) {
+        const char* p = at_;
+        at_ += bytes;
+        left_ -= bytes;
+        return p;
+      }
+      for (size_t i = 0; i < left_; i += 64, lines++) __builtin_prefetch(at_ + i, 0, 2);
+      if (++kind_ == kinds_) kind_ = 0, token_++;
+      turn();
+    }
+    return nullptr;
+  }
+
+ private:
+  struct Rows {
+    const char* base;
+    size_t stride, bytes;
+  };
+  void turn() {
+    if (token_ >= tokens_) return;
+    at_ = rows_[kind_].base + size_t(visits_.token(b_, first_ + token_)) * rows_[kind_].stride;
+    left_ = rows_[kind_].bytes;
+  }
+  const Visits& visits_;
+  const long b_;
+  const int first_, tokens_;
+  Rows rows_[3];
+  int kinds_ = 0, kind_ = 0, token_ = 0;
+  const char* at_ = nullptr;
+  size_t left_ = 0;
 };
 
 template <class T>
