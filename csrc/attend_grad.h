@@ -14,7 +14,7 @@
 
 namespace LS_NS {
 
-constexpr int GRAD_ROWS = 128;  // rows of a tile: outer products over so many rows
+constexpr int GRAD_ROWS = 192;  // rows of a tile: outer products over so many rows
 constexpr int GRAD_STEP = 24;   // rows between scores and their gradients, which share L1
 
 template <class T>

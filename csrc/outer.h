@@ -1,7 +1,7 @@
 // C[m, n] += sum_k A[k, m] * B[n, k]: tile.h's loop for an A whose rows lie along k, as gradients of keys and values want it.
 //
 // A is [k, lda] floats, or, where bf16 pairs feed the instruction, [k / 2, lda] lanes of two values along k. B is packed in
-// strips. Each C element is summed along k in order.
+// strips. Each C element is summed along k in order, then added to what was there.
 #pragma once
 
 #include "tile.h"
@@ -15,9 +15,10 @@ LS_NOINLINE void outer_tile(const A_of<T>* a, size_t lda, const uint32_t* b, siz
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
-    for (int n = 0; n < NV; n++) acc[r][n] = load(c + r * ldc + n * VL);
+    for (int n = 0; n < NV; n++) acc[r][n] = vf{};
 
-#pragma GCC unroll 2
+  // Not unrolled: gcc 12 would keep the accumulators in memory.
+#pragma GCC unroll 1
   for (int s = 0; s < steps; s++, b += ldb) {
     if constexpr (PER_LANE<T> == 1) {
       vf bv[NV];
@@ -61,7 +62,7 @@ LS_NOINLINE void outer_tile(const A_of<T>* a, size_t lda, const uint32_t* b, siz
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
-    for (int n = 0; n < NV; n++) store(c + r * ldc + n * VL, acc[r][n]);
+    for (int n = 0; n < NV; n++) store(c + r * ldc + n * VL, load(c + r * ldc + n * VL) + acc[r][n]);
 }
 
 // Elements of A between one column and the next.
