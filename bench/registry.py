@@ -14,6 +14,7 @@ NAMES = (
     "main_branch",
     "dense_prefill",
     "sparse_prefill",
+    "training",
     "decode",
     "transformers_module",
     "transformers_integration",

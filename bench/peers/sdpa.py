@@ -28,6 +28,12 @@ def causal(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, keys, values, is_causal=True, enable_gqa=keys.shape[1] != q.shape[1])
 
 
+def masked(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """The same under a bool mask [1, H_q or H_kv, n, n]: True where a query attends."""
+    mask = repeat_groups(mask, q.shape[1])
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=keys.shape[1] != q.shape[1])
+
+
 def regrouped_decode(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """One token, heads of a group as query rows: q [1, H_q, D] -> [1, H_kv, G, D]. Fast for GQA."""
     groups = keys.shape[1]

@@ -90,6 +90,23 @@ def sum_of_range(first: int, end: int) -> int:
     return (first + end - 1) * (end - first) // 2 if end > first else 0
 
 
+# Training. The backward pass makes the scores again: five products for the forward's two.
+BACKWARD_OVER_FORWARD = 2.5
+TRAINING_OVER_FORWARD = 1 + BACKWARD_OVER_FORWARD
+
+
+def training_flop_ratio(shape: AttentionShape, n: int) -> float:
+    """Dense over MSA, forward and backward, as `msa_prefill_flops` charges them; selection has no backward."""
+    msa = TRAINING_OVER_FORWARD * main_prefill_flops(shape, n) + index_prefill_flops(shape, n)
+    return TRAINING_OVER_FORWARD * dense_prefill_flops(shape, n) / msa
+
+
+def divergence_flops(shape: AttentionShape, n: int) -> int:
+    """The index branch's divergence over the chosen tokens with its gradients: 2 (H_q D + 3 H_kv D_idx) a token."""
+    per_token = 2 * (shape.heads * shape.head_dim + 3 * shape.kv_heads * shape.index_dim)
+    return per_token * attended_tokens(shape, n)
+
+
 # One decoded token at context N.
 
 
