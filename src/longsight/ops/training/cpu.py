@@ -57,7 +57,8 @@ def sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, ids: Tensor, docs: Documents, *, block_size: int, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
     check.attention(q, k, v, docs, DTYPES)
-    _check_ids(ids, docs, k.shape[1])
+    _supported(q, block_size, q.shape[1] // k.shape[1])
+    check.chosen(ids, docs, k.shape[1], block_size, q)
     out, lse = _Attention.apply(q, k, v, ids, docs, block_size, scale)  # type: ignore[no-untyped-call]
     return out, lse
 
@@ -66,6 +67,7 @@ def dense_attention(
     q: Tensor, k: Tensor, v: Tensor, docs: Documents, *, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
     check.attention(q, k, v, docs, DTYPES)
+    _supported(q, DENSE_BLOCK, q.shape[1] // k.shape[1])
     out, lse = _Attention.apply(q, k, v, None, docs, DENSE_BLOCK, scale)  # type: ignore[no-untyped-call]
     return out, lse
 
@@ -84,7 +86,9 @@ def sparse_kl(
     weight: Tensor | None = None,
 ) -> Tensor:
     check.divergence(index_q, index_k, q, k, lse, weight, docs, DTYPES)
-    _check_ids(ids, docs, k.shape[1])
+    _supported(q, block_size, q.shape[1] // k.shape[1])
+    _supported(index_q, block_size)
+    check.chosen(ids, docs, k.shape[1], block_size, q)
     return _kl(index_q, index_k, q, k, lse, ids, docs, block_size, scale, weight)
 
 
@@ -100,6 +104,8 @@ def dense_kl(
     weight: Tensor | None = None,
 ) -> Tensor:
     check.divergence(index_q, index_k, q, k, lse, weight, docs, DTYPES)
+    _supported(q, DENSE_BLOCK, q.shape[1] // k.shape[1])
+    _supported(index_q, DENSE_BLOCK)
     return _kl(index_q, index_k, q, k, lse, None, docs, DENSE_BLOCK, scale, weight)
 
 
@@ -115,7 +121,6 @@ class _Attention(torch.autograd.Function):
         block_size: int,
         scale: float | None,
     ) -> tuple[Tensor, Tensor]:
-        _supported(q, block_size, q.shape[1] // k.shape[1])
         dim = q.shape[2]
         ctx.docs, ctx.block_size, ctx.scale, ctx.dim = docs, block_size, _scale(dim, scale), dim
         ids = None if ids is None else ids.contiguous()
@@ -239,8 +244,6 @@ def _kl(
     scale: float | None,
     weight: Tensor | None,
 ) -> Tensor:
-    _supported(q, block_size, q.shape[1] // k.shape[1])
-    _supported(index_q, block_size)
     if weight is None:
         weight = torch.full((docs.rows,), 1 / max(1, docs.rows))
     wants_gradients = torch.is_grad_enabled() and (index_q.requires_grad or index_k.requires_grad)
@@ -290,18 +293,12 @@ def _scale(dim: int, scale: float | None) -> float:
     return float(dim**-0.5) if scale is None else scale
 
 
-def _check_ids(ids: Tensor, docs: Documents, groups: int) -> None:
-    """Shape and dtype; the kernels walk every list themselves and refuse those that break the contract."""
-    check.shape("ids", ids, (docs.rows, groups, None))
-    check.dtype("ids", ids, (torch.int32,))
-
-
 def _supported(x: Tensor, block_size: int, group: int = 1) -> None:
     """Raise UnsupportedError for what these kernels, unlike the reference, cannot run."""
     if x.device.type != "cpu":
         raise UnsupportedError(f"the CPU training kernels need tensors in CPU memory, got {x.device}")
-    if block_size < 1 or block_size % 16:
-        raise UnsupportedError(f"block_size {block_size} is not a positive multiple of 16")
+    if block_size % 16:
+        raise UnsupportedError(f"block_size {block_size} is not a multiple of 16, which the CPU training kernels need")
     if not 1 <= x.shape[2] <= 256:
         raise UnsupportedError(f"{x.shape[2]} channels per head; the CPU training kernels take 1 to 256")
     if group > cpu.MAX_GROUP:
