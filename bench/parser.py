@@ -7,8 +7,8 @@ import time
 from bench.compare import require
 from bench.harness import Row, Session, Target, progress
 from longsight.chat.events import Message
-from longsight.chat.markup import END_THINK, NAMESPACE, THINK
 from longsight.chat.parser import OutputParser
+from longsight.model.markup import END_THINK, NAMESPACE, THINK
 
 NAME = "parser"
 TITLE = "parser of thinking and tool calls"

@@ -14,8 +14,8 @@ from typing import Any
 
 from fake_model import ScriptedModel
 from live_server import LiveServer, live_server
-from longsight.chat.markup import END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 from longsight.engine import SamplingDefaults
+from longsight.model.markup import END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 
 NS = NAMESPACE
 

@@ -20,11 +20,11 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from longsight.chat.errors import SchemaError
 from longsight.chat.events import Message
 from longsight.chat.grammar import format_grammar, tool_grammar
-from longsight.chat.markup import END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 from longsight.chat.parser import OutputParser, Start
 from longsight.chat.texts import simple_pattern
 from longsight.engine import Grammar, InvalidRequestError
 from longsight.engine.grammar import GrammarCompiler
+from longsight.model.markup import END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 
 NS = NAMESPACE
 EOS = 0

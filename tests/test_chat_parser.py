@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from longsight.chat.events import Arguments, CallStart, Event, Message
-from longsight.chat.markup import DOCUMENT, END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 from longsight.chat.parser import OutputParser, Start
+from longsight.model.markup import DOCUMENT, END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 
 NS = NAMESPACE
 TOOLS: dict[str, Any] = {

@@ -13,9 +13,9 @@ import pytest
 from clients import client_environment, npm_client
 from fake_model import ScriptedModel
 from live_server import live_server
-from longsight.chat.markup import END_THINK, NAMESPACE, THINK
 from longsight.engine import SamplingDefaults
 from longsight.model.constructed import write_constructed
+from longsight.model.markup import END_THINK, NAMESPACE, THINK
 from longsight.server.usage import UsageRecord
 from test_cli_serve import serve
 

@@ -13,8 +13,8 @@ import pytest
 from clients import client_environment, npm_client
 from fake_model import ScriptedModel
 from live_server import live_server
-from longsight.chat.markup import NAMESPACE as NS
 from longsight.engine import SamplingDefaults
+from longsight.model.markup import NAMESPACE as NS
 from longsight.server.usage import UsageRecord
 from test_cli_serve import serve
 

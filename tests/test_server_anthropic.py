@@ -17,8 +17,8 @@ import pytest
 
 from fake_model import FakeModel, ScriptedModel
 from live_server import LiveServer, live_server
-from longsight.chat.markup import END_THINK, NAMESPACE, THINK
 from longsight.engine import SamplingDefaults
+from longsight.model.markup import END_THINK, NAMESPACE, THINK
 from longsight.server.auth import StaticKey
 from longsight.server.usage import UsageRecord
 

@@ -14,7 +14,7 @@ import pytest
 
 from fake_model import FakeModel, ScriptedModel
 from live_server import LiveServer, live_server
-from longsight.chat.markup import END_THINK, NAMESPACE, THINK
+from longsight.model.markup import END_THINK, NAMESPACE, THINK
 
 NS = NAMESPACE
 WEATHER = {

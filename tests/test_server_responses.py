@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from fake_model import FakeModel, ScriptedModel
 from live_server import LiveServer, live_server
-from longsight.chat.markup import NAMESPACE as NS
 from longsight.engine import SamplingDefaults
+from longsight.model.markup import NAMESPACE as NS
 from longsight.server.keys import KeyStore, NewKey
 from longsight.server.responses.output import TextArgument
 from longsight.server.responses.store import OVERHEAD, ResponseStore, Stored

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from longsight.chat.markup import DOCUMENT, END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 from longsight.chat.messages import ChatMessage, Thinking, Tool, ToolCall
+from longsight.model.markup import DOCUMENT, END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 
 ROOT = "You are MiniMax-M3, a large language model, run by Longsight."
 IDENTITY = "You are a helpful assistant."

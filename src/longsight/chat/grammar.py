@@ -16,12 +16,12 @@ import llguidance
 from longsight.chat import texts
 from longsight.chat.errors import SchemaError, pointer_to
 from longsight.chat.lark import Rules, Symbol, literal
-from longsight.chat.markup import END_THINK, THINK
 from longsight.chat.parser import Start
 from longsight.chat.values import ArgumentRules
 from longsight.engine.errors import InvalidRequestError
 from longsight.engine.grammar import JSON_FORM, LIMITS, MAX_GRAMMAR_CHARS, check_schema, on_large_stack
 from longsight.engine.params import Grammar
+from longsight.model.markup import END_THINK, THINK
 
 _NAME = re.compile(r"[^<>\"\x00-\x1f]{1,256}")
 _SHARED = ("$defs", "definitions")

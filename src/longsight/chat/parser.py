@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any, Literal
 
-from longsight.chat import markup
 from longsight.chat.calls import WAIT, CallParser, Tag, read_tag
 from longsight.chat.events import Content, Event, Reasoning
-from longsight.chat.markup import Markers
+from longsight.chat.markers import Markers
+from longsight.model import markup
 
 Start = Literal["reasoning", "content", "undecided"]
 _ENDS = (markup.TURN, markup.END_OF_TURN, markup.DOCUMENT)  # none of these belongs to an answer

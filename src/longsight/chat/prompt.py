@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from longsight.chat import format as own_format
-from longsight.chat import markup
 from longsight.chat.messages import ChatMessage, Thinking, Tool, ToolCall, settle
 from longsight.chat.parser import Start
 from longsight.chat.quoting import PromptTokenizer, Quoting
 from longsight.chat.template import ChatTemplate
+from longsight.model import markup
 
 MARKERS = (
     markup.NAMESPACE,

@@ -12,7 +12,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from longsight.chat.errors import ChatError, ChatTemplateError
-from longsight.chat.markup import END_THINK, THINK
+from longsight.model.markup import END_THINK, THINK
 
 NAMED = {"name", "template"}
 

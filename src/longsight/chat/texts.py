@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from longsight.chat.markup import DOCUMENT, END_OF_TURN, END_THINK, NAMESPACE, TURN
+from longsight.model.markup import DOCUMENT, END_OF_TURN, END_THINK, NAMESPACE, TURN
 
 NS = json.dumps(NAMESPACE)
 EXACT_LENGTH = 32  # bounds up to this are counted beside the search for markers, which costs a state for each of both

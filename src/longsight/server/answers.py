@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from longsight.chat.events import Arguments, CallEnd, CallStart, Content, Event, Reasoning
-from longsight.chat.markup import END_THINK
 from longsight.chat.parser import OutputParser
 from longsight.engine import Request, Stream, TokenLogprob, Update
 from longsight.engine.text import StopScanner
+from longsight.model.markup import END_THINK
 
 Finish = Literal["stop", "length", "calls", "stop_string"]
 MIN_CHARS = 5  # text shorter than this waits for more,

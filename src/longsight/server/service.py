@@ -9,13 +9,13 @@ from functools import cached_property
 from typing import Literal, Protocol
 
 from longsight.chat.grammar import format_grammar, tool_grammar
-from longsight.chat.markup import NAMESPACE
 from longsight.chat.parser import OutputParser, Start
 from longsight.chat.prompt import ChatFormat, Prompt
 from longsight.chat.quoting import PromptTokenizer
 from longsight.chat.template import ChatTemplate
 from longsight.engine import EngineDriver, Grammar, Request, SamplingDefaults, SamplingParams
 from longsight.engine.request import requests_for
+from longsight.model.markup import NAMESPACE
 from longsight.server.answers import Choice, end_think_id
 from longsight.server.auth import Authenticator
 from longsight.server.errors import invalid, not_found

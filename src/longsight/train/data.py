@@ -175,13 +175,17 @@ class Data:
         path = config.tokenizer.path
         self.tokenizer = Tokenizer.from_file(path) if path else None
         hashed = file_hash(path) if path else None
-        self.sources = {source.name: self._open(source, hashed) for source in config.data}
+        self.sources: dict[str, Source] = {}
+        # Token files first: tasks may write around their text.
+        for source in sorted(config.data, key=lambda source: source.task is not None):
+            self.sources[source.name] = self._open(source, hashed)
 
     def _open(self, source: SourceConfig, tokenizer_hash: str | None) -> Source:
         vocab_size = self.config.model.config.vocab_size
         where = f"data {source.name!r}: "
         if source.task is not None:
-            context = tasks.Context(vocab_size, self.tokenizer)
+            texts = {name: opened.tokens for name, opened in self.sources.items() if isinstance(opened, TokenSource)}
+            context = tasks.Context(vocab_size, self.tokenizer, texts)
             return TaskSource(source.name, tasks.build(source.task, source.options, context, where))
         assert source.tokens is not None
         tokens = TokenFile(source.tokens)

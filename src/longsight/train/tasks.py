@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from longsight.model.errors import ConfigError
 from longsight.model.tokenizer import Tokenizer
 from longsight.train.packing import Sequences
+from longsight.train.script import Material, Text
 from longsight.train.table import Table
 
 
@@ -30,6 +31,14 @@ class Context:
 
     vocab_size: int
     tokenizer: Tokenizer | None = None
+    texts: Mapping[str, Text] = field(default_factory=dict)  # the token files among the sources, by name
+
+    def material(self, table: Table) -> Material:
+        """What texts are made of: the token file that the option `text` names. Raises ConfigError."""
+        name = table.choice("text", self.texts)
+        if self.tokenizer is None:
+            raise ConfigError(f"{table.where}task writes text; it needs [tokenizer] path")
+        return Material(self.tokenizer, self.texts[name])
 
 
 Factory = Callable[[Table, Context], Task]
@@ -50,7 +59,7 @@ def register(name: str) -> Callable[[Factory], Factory]:
 
 def build(name: str, options: Mapping[str, Any], context: Context, where: str = "") -> Task:
     """A task by name. Raises ConfigError for an unknown name or option, or for values out of range."""
-    import longsight.train.recall  # noqa: F401  registers
+    from longsight.train import copying, questions, recall, tool_calls  # noqa: F401  each registers itself
 
     if name not in TASKS:
         raise ConfigError(f"{where}task is {name!r}; expected one of {', '.join(sorted(TASKS))}")

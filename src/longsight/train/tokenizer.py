@@ -11,10 +11,10 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from longsight.model.errors import ConfigError
+from longsight.model.markup import DOCUMENT, END_OF_TURN
 from longsight.train.errors import DataError
 
-# MiniMax-M3's own spelling of a document's start and a turn's end.
-BOS, EOS = "]~!b[", "[e~["
+BOS, EOS = DOCUMENT, END_OF_TURN
 DIGIT_GROUP = 3  # digits of the longest numbers that can be one token
 # Words with the mark or blank before them, numbers by groups of up to three digits from the left, punctuation, blanks.
 WORDS = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

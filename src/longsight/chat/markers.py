@@ -1,15 +1,8 @@
-"""The literals of MiniMax-M3's output, and how much of a text may still become one of them.
-
-Source: the chat template published with the checkpoint.
-"""
+"""Literals in a growing text, and how much of it may still become one of them."""
 
 from __future__ import annotations
 
 import re
-
-NAMESPACE = "]<]minimax[>["  # stands before every structural tag
-THINK, END_THINK = "<mm:think>", "</mm:think>"
-TURN, END_OF_TURN, DOCUMENT = "]~b]", "[e~[", "]~!b["
 
 
 class Markers:

@@ -1,0 +1,5 @@
+"""The literals of MiniMax-M3's chat format. Source: the chat template published with the checkpoint."""
+
+NAMESPACE = "]<]minimax[>["  # stands before every structural tag
+THINK, END_THINK = "<mm:think>", "</mm:think>"
+TURN, END_OF_TURN, DOCUMENT = "]~b]", "[e~[", "]~!b["
