@@ -66,12 +66,12 @@ class ToolCalls:
             script = self.turns.begin()
             tools = "".join(function.declaration() for function in declared)
             self.turns.say(script, "developer", f"You are a helpful assistant.\n\n# Tools\n<tools>\n{tools}</tools>")
-            start = len(script)
+            start = end = len(script)
             while len(script) <= length:
                 end = len(script)
                 self._exchange(script, rng, pick(rng, declared), thinks, free)
             if end > start or len(declared) == 1:
-                del script.ids[max(end, start) :], script.learned[max(end, start) :]
+                del script.ids[end:], script.learned[end:]
                 del script.ids[length:], script.learned[length:]
                 return script.row()
             declared.pop()  # too short a row for so many
