@@ -14,7 +14,7 @@ from longsight.train.schedule import Schedule
 AttentionMode = Literal["dense", "warmup", "sparse", "frozen-sparse", "static"]
 OptimizerKind = Literal["muon", "adamw"]
 Precision = Literal["fp32", "bf16"]
-Start = Literal["random", "previous-token"]
+Start = Literal["random", "previous-token", "copying"]
 Sharding = Literal["ddp", "fsdp"]
 ATTENTION_MODES: tuple[str, ...] = get_args(AttentionMode)
 MATRIX_GROUPS = ("matrices", "index_matrices")  # what Muon can train: the 2-D weights of layers
@@ -26,7 +26,8 @@ GROUPS = ("matrices", "embedding", "head", "norms", "index_matrices", "index_nor
 class ModelSource:
     """[model]: a new model, or `path`, a checkpoint to continue from, whose config may be given more positions.
 
-    start: how a new model's weights begin. "previous-token" points layer 0's first key/value group one token back.
+    start: how a new model's weights begin (train/start.py). "previous-token" points layer 0's first key/value group one
+    token back; "copying" points its heads one, two, ... tokens back and lets the output read the embeddings.
     """
 
     config: ModelConfig

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
 from torch import Tensor
 
+from longsight.model import ModelConfig
 from longsight.model.layers import inverse_frequencies
 from longsight.train.network import Network, group_of
 
@@ -41,6 +44,23 @@ def previous_token(network: Network, seed: int) -> None:
     token before.
     """
     random(network, seed, None)
+    _look_back(network, seed, [1] * (network.config.num_heads // network.config.num_kv_heads))
+
+
+@torch.no_grad()
+def copying(network: Network, seed: int) -> None:
+    """As `previous_token`, but the group's query heads look one, two, three ... tokens back, and the output matrix reads
+    the embeddings: a token that attention brings is a token that is said. For vocabularies of text, where a match takes
+    several tokens and each token has to be copied that was seen a few times only."""
+    random(network, seed, None)
+    config = network.config
+    if not config.tie_word_embeddings:
+        network.lm_head.weight.copy_(network.embed_tokens.weight * config.hidden_size**-0.5)
+    _look_back(network, seed, range(1, config.num_heads // config.num_kv_heads + 1))
+
+
+def _look_back(network: Network, seed: int, distances: Sequence[int]) -> None:
+    """Query head i of layer 0's first group attends to the token distances[i] back."""
     config = network.config
     common = torch.randn(config.hidden_size, generator=torch.Generator().manual_seed(seed + 1))
     device = network.embed_tokens.weight.device
@@ -49,19 +69,27 @@ def previous_token(network: Network, seed: int) -> None:
     attention = network.decoder_layers[0].self_attn
     attention.q_norm.weight.fill_(1.0)
     attention.k_norm.weight.fill_(1.0)
-    key, query = _one_back(config.head_dim, config.rotary_dim, config.rope_theta)
-    group = config.num_heads // config.num_kv_heads
-    attention.k_proj.weight[: config.head_dim] = torch.outer(key, direction).to(device)
-    attention.q_proj.weight[: group * config.head_dim] = torch.outer(query, direction).repeat(group, 1).to(device)
+    dim = config.head_dim
+    attention.k_proj.weight[:dim] = torch.outer(_back(config, 0), direction).to(device)
+    for head, distance in enumerate(distances):
+        weight = torch.outer(_back(config, distance), direction)
+        attention.q_proj.weight[head * dim : (head + 1) * dim] = weight.to(device)
 
 
-def _one_back(head_dim: int, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """A key and a query, both [D], whose product after RoPE is largest where the key is one position before."""
-    half = rotary_dim // 2
+def _back(config: ModelConfig, distance: int) -> Tensor:
+    """A query [D] that, after RoPE, matches the key of distance 0 best where that is `distance` positions before."""
+    half = config.rotary_dim // 2
     energy = torch.tensor(ENERGY[:half])
     size = (energy / energy.sum()).sqrt()
-    key, query = torch.zeros(head_dim), torch.zeros(head_dim)
-    key[: size.shape[0]] = size
-    angle = -inverse_frequencies(theta, rotary_dim)[: size.shape[0]]
-    query[: size.shape[0]], query[half : half + size.shape[0]] = size * angle.cos(), size * angle.sin()
-    return key, query
+    n = size.shape[0]
+    angle = -distance * inverse_frequencies(config.rope_theta, config.rotary_dim)[:n]
+    vector = torch.zeros(config.head_dim)
+    vector[:n], vector[half : half + n] = size * angle.cos(), size * angle.sin()
+    return vector
+
+
+STARTS: Mapping[str, Callable[[Network, int], None]] = {
+    "random": random,
+    "previous-token": previous_token,
+    "copying": copying,
+}
