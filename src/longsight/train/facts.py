@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,9 +100,9 @@ def _property(material: Material, rng: np.random.Generator, subject: str, shared
         subject,
         name,
         answer,
-        _sentence(pick(rng, PROPERTY_STATED).format(**words)),
-        _sentence(question.format(**words)),
-        _sentence(f"{begins} {{v}}.".format(**words)),
+        _filled(pick(rng, PROPERTY_STATED), words),
+        _filled(question, words),
+        _filled(f"{begins} {{v}}.", words),
     )
 
 
@@ -110,10 +110,8 @@ def _relation(material: Material, rng: np.random.Generator, subject: str) -> Fac
     stated, asked, begins, kind = pick(rng, RELATIONS)
     answer = VALUES[kind](material, rng)
     words = {"k": subject, "v": answer}
-    statement, reply = stated.format(**words), f"{begins} {{v}}.".format(**words)
-    if stated.startswith(begins):
-        reply = statement
-    return Fact(subject, stated, answer, _sentence(statement), _sentence(asked.format(**words)), _sentence(reply))
+    reply = stated if stated.startswith(begins) else f"{begins} {{v}}."
+    return Fact(subject, stated, answer, _filled(stated, words), _filled(asked, words), _filled(reply, words))
 
 
 def subject(material: Material, rng: np.random.Generator) -> str:
@@ -176,5 +174,7 @@ def value(material: Material, rng: np.random.Generator) -> str:
     )
 
 
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
+def _filled(template: str, words: Mapping[str, str]) -> str:
+    """A sentence with a capital letter, but for a value, which is told as it is."""
+    text = template.format(**words)
+    return text if template.startswith("{v}") else text[0].upper() + text[1:]

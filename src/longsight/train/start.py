@@ -49,9 +49,9 @@ def previous_token(network: Network, seed: int) -> None:
 
 @torch.no_grad()
 def copying(network: Network, seed: int) -> None:
-    """As `previous_token`, but the group's query heads look one, two, three ... tokens back, and the output matrix reads
-    the embeddings: a token that attention brings is a token that is said. For vocabularies of text, where a match takes
-    several tokens and each token has to be copied that was seen a few times only."""
+    """As `previous_token`, but the group's query heads look one, two, three ... tokens back, and the output matrix
+    reads the embeddings: a token that attention brings is a token that is said. For vocabularies of text, where a match
+    takes several tokens, and tokens are copied that were seen a few times only."""
     random(network, seed, None)
     config = network.config
     if not config.tie_word_embeddings:

@@ -33,10 +33,8 @@ def begin(config: TrainConfig, device: torch.device) -> Network:
     network = Network(config.model.config, backend, run.checkpointing, dtype=dtype)
     if config.model.path is not None:
         load_tensors(network, config.model.path)
-    elif config.model.start == "previous-token":
-        start.previous_token(network, run.seed)
     else:
-        start.random(network, run.seed)
+        start.STARTS[config.model.start](network, run.seed)
     return network.to(device)
 
 

@@ -1,0 +1,199 @@
+"""Generated tasks over real text: what is learned can be known from the row, and rows keep to their length."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from longsight.chat.events import Message
+from longsight.chat.format import render
+from longsight.chat.messages import Tool
+from longsight.chat.parser import OutputParser
+from longsight.model import ConfigError
+from longsight.model.markup import DOCUMENT, END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
+from longsight.model.tokenizer import FILE, Tokenizer
+from longsight.train.batch import IGNORED
+from longsight.train.facts import facts
+from longsight.train.script import Material
+from longsight.train.tasks import Context, build
+from longsight.train.tokenizer import train
+from longsight.train.tokens import TokenFile, TokenWriter
+
+SYLLABLES = ("ka", "lo", "mi", "tur", "ves", "pon", "dra", "shi")
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    """A tokenizer and a token file of made-up prose, half its words names."""
+    coined = [a + b + c for a in SYLLABLES for b in SYLLABLES for c in SYLLABLES[:5]]
+    words = [word.capitalize() if i % 2 else word for i, word in enumerate(coined)]
+    rng = np.random.default_rng(0)
+    prose = [" ".join(words[i] for i in rng.integers(0, len(words), 3000)) + "." for _ in range(4)]
+    directory = tmp_path_factory.mktemp("text")
+    train(prose, 700, (DOCUMENT, END_OF_TURN, TURN), markers=(NAMESPACE, THINK, END_THINK)).save(str(directory / FILE))
+    tokenizer = Tokenizer.from_file(directory / FILE)
+    with TokenWriter(directory / "tokens") as writer:
+        writer.begin(tokenizer.vocab_size, "made up")
+        for text in prose:
+            writer.add(tokenizer.encode_plain(text))
+    return Context(tokenizer.vocab_size, tokenizer, {"prose": TokenFile(directory / "tokens")})
+
+
+def row(
+    context: Context, name: str, length: int, seed: int, **options: object
+) -> tuple[str, str, list[int], list[int]]:
+    """A row as text, the same with what is not learned as dots, its tokens and its targets."""
+    task = build(name, {"text": "prose", **options}, context)
+    sampled = task.sample(np.random.default_rng(seed), length)
+    again = task.sample(np.random.default_rng(seed), length)
+    np.testing.assert_array_equal(sampled.tokens, again.tokens)
+    np.testing.assert_array_equal(sampled.targets, again.targets)
+    assert sampled.lengths == (len(sampled.tokens),)
+    tokens, targets = sampled.tokens.tolist(), sampled.targets.tolist()
+    assert all(target in (IGNORED, after) for target, after in zip(targets, tokens[1:], strict=False))
+    assert targets[-1] == IGNORED
+    return spell(context, tokens), spell(context, [t for t in targets if t != IGNORED]), tokens, targets
+
+
+def spell(context: Context, ids: list[int]) -> str:
+    """The text with its markers."""
+    assert context.tokenizer is not None
+    markers = {context.tokenizer.encode(m, add_special_tokens=False)[0]: m for m in (DOCUMENT, END_OF_TURN, TURN)}
+    text, plain = "", list[int]()
+    for token in [*ids, -1]:
+        if token in markers or token < 0:
+            text, plain = text + context.tokenizer.decode(plain) + markers.get(token, ""), []
+        else:
+            plain.append(token)
+    return text
+
+
+def turns(text: str) -> list[tuple[str, str]]:
+    """(role, what it says) of a conversation."""
+    assert text.startswith(DOCUMENT + TURN)
+    parts = [part.partition("\n") for part in text.removeprefix(DOCUMENT + TURN).split(TURN)]
+    return [(role, said.removesuffix("\n").removesuffix(END_OF_TURN)) for role, _, said in parts]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_facts_are_different_and_answers_are_in_their_statements(context: Context, seed: int) -> None:
+    assert context.tokenizer is not None
+    made = facts(Material(context.tokenizer, context.texts["prose"]), np.random.default_rng(seed), 20)
+    assert len({(fact.subject, fact.property) for fact in made}) == 20
+    for fact in made:
+        assert fact.value in fact.statement
+        assert fact.value in fact.answer
+        assert fact.subject.lower() in fact.statement.lower()
+        assert fact.subject.lower() in fact.question.lower()
+        assert "{" not in fact.statement + fact.question + fact.answer
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_questions_are_answered_from_the_text(context: Context, seed: int) -> None:
+    text, learned, _, _ = row(context, "questions", 700, seed, facts=[3, 6], asked=[2, 3], plain=0, thinking=1.0)
+    said = turns(text)
+    users, answers = [t for r, t in said if r == "user"], [t for r, t in said if r == "ai"]
+    assert 2 <= len(users) == len(answers) <= 3
+    for answer in answers:
+        thought, _, content = answer.removeprefix(THINK).partition(END_THINK)
+        assert answer.startswith(THINK)
+        quoted = thought.removeprefix("The text says: ")
+        assert quoted in users[0]
+        assert f"{thought}{END_THINK}{content}{END_OF_TURN}" in learned
+        assert any(word.strip(".") in quoted for word in content.split()[-2:])
+    assert not any(user in learned for user in users)
+
+
+@pytest.mark.parametrize(("length", "facts"), [(200, [9, 9]), (150, [40, 40]), (400, [1, 1])])
+def test_rows_are_exactly_as_long_as_asked(context: Context, length: int, facts: list[int]) -> None:
+    for seed in range(6):
+        _, learned, tokens, _ = row(context, "questions", length, seed, facts=facts)
+        assert len(tokens) == length
+        assert learned
+
+
+def test_sentences_outside_a_chat_are_continued(context: Context) -> None:
+    text, learned, _, _ = row(context, "questions", 500, 3, facts=[4, 4], asked=[2, 2], plain=1.0)
+    assert TURN not in text
+    endings = [ending for ending in learned.split(".") if ending.strip()]
+    assert len(endings) == 2
+    assert all(text.count(ending.split()[-1]) >= 2 for ending in endings)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_calls_are_of_declared_tools_with_what_the_user_said(context: Context, seed: int) -> None:
+    text, learned, _, _ = row(context, "tool-calls", 1500, seed, tools=[2, 3], thinking=0)
+    said = turns(text)
+    assert said[0][0] == "developer"
+    declared = {}
+    for line in said[0][1].splitlines():
+        if line.startswith("<tool>"):
+            function = json.loads(line.removeprefix("<tool>").removesuffix("</tool>"))
+            declared[function["name"]] = function["parameters"]
+    calls = 0
+    for (_, wish), (role, answer) in itertools.pairwise(said):
+        if role != "ai" or NAMESPACE not in answer:
+            continue
+        parser = OutputParser("undecided", declared)
+        message = Message.of([*parser.push(answer), *parser.finish()])
+        (call,) = message.calls
+        arguments = json.loads(call.arguments)
+        assert call.name in declared
+        assert not any(parser.anomalies.values())
+        assert set(arguments) == set(declared[call.name]["required"])
+        assert all(str(value) in wish for value in arguments.values())
+        assert answer.removeprefix(END_THINK) in learned
+        calls += 1
+    assert calls >= 1
+
+
+def test_declared_tools_are_written_as_the_server_writes_them(context: Context) -> None:
+    text, _, _, _ = row(context, "tool-calls", 1500, 0, tools=[1, 1])
+    line = next(line for line in text.splitlines() if line.startswith("<tool>"))
+    function = json.loads(line.removeprefix("<tool>").removesuffix("</tool>"))
+    assert line in render([], [Tool(function["name"], function["parameters"], function)])
+
+
+def test_a_row_too_short_for_its_tools_declares_fewer(context: Context) -> None:
+    for length in (60, 200, 400):
+        _, _, tokens, _ = row(context, "tool-calls", length, 1, tools=[6, 6])
+        assert len(tokens) <= length
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_copied_tokens_follow_what_they_followed_before(context: Context, seed: int) -> None:
+    _, _, tokens, targets = row(context, "copying", 256, seed)
+    learned = [i + 1 for i, target in enumerate(targets) if target != IGNORED]
+    assert len(learned) > 60
+    assert len(tokens) == 256
+    for i in learned:
+        cue = tokens[i - 2 : i + 1]
+        assert any(tokens[j : j + 3] == cue for j in range(i - 2)), i
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("questions", {"text": "poems"}, "text is 'poems'; expected one of prose"),
+        ("questions", {}, "text is missing"),
+        ("questions", {"text": "prose", "thinking": 2}, "thinking is 2"),
+        ("tool-calls", {"text": "prose", "tools": [0, 1]}, "tools is"),
+        ("copying", {"text": "prose", "sizes": [2, 4]}, "sizes is"),
+        ("copying", {"text": "prose", "vocabulary": 1 << 20}, "vocabulary is"),
+    ],
+)
+def test_bad_options_are_named(context: Context, name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build(name, options, context)
+
+
+def test_a_tokenizer_without_the_markers_is_refused(context: Context, tmp_path: Path) -> None:
+    train(["plain"], 300, (DOCUMENT,)).save(str(tmp_path / FILE))
+    bare = Context(300, Tokenizer.from_file(tmp_path / FILE), context.texts)
+    with pytest.raises(ConfigError, match="a chat needs it as one"):
+        build("questions", {"text": "prose"}, bare)
