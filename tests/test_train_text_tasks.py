@@ -109,7 +109,7 @@ def test_questions_are_answered_from_the_text(context: Context, seed: int) -> No
     assert not any(user in learned for user in users)
 
 
-@pytest.mark.parametrize(("length", "facts"), [(200, [9, 9]), (150, [40, 40]), (400, [1, 1])])
+@pytest.mark.parametrize(("length", "facts"), [(200, [9, 9]), (250, [40, 40]), (400, [1, 1])])
 def test_rows_are_exactly_as_long_as_asked(context: Context, length: int, facts: list[int]) -> None:
     for seed in range(6):
         _, learned, tokens, _ = row(context, "questions", length, seed, facts=facts)

@@ -92,8 +92,9 @@ class Material:
         """Words in small letters, and names: words that are never written so. In order of first use."""
         rng = np.random.default_rng(0)
         seen: dict[str, None] = {}
+        some = min(WORDS_FROM, int(self._ends[-1])) // 64
         for _ in range(64):
-            seen.update(dict.fromkeys(_WORD.findall(self.tokenizer.decode(self.filler(rng, WORDS_FROM // 64)))))
+            seen.update(dict.fromkeys(_WORD.findall(self.tokenizer.decode(self.filler(rng, some)))))
         words = [word for word in seen if word.islower()]
         small = set(words)
         names = [word for word in seen if word.lower() not in small]

@@ -32,13 +32,16 @@ class Context:
     vocab_size: int
     tokenizer: Tokenizer | None = None
     texts: Mapping[str, Text] = field(default_factory=dict)  # the token files among the sources, by name
+    _materials: dict[str, Material] = field(default_factory=dict, compare=False, repr=False)
 
     def material(self, table: Table) -> Material:
         """What texts are made of: the token file that the option `text` names. Raises ConfigError."""
         name = table.choice("text", self.texts)
         if self.tokenizer is None:
             raise ConfigError(f"{table.where}task writes text; it needs [tokenizer] path")
-        return Material(self.tokenizer, self.texts[name])
+        if name not in self._materials:
+            self._materials[name] = Material(self.tokenizer, self.texts[name])
+        return self._materials[name]
 
 
 Factory = Callable[[Table, Context], Task]
