@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("selectolax")
 
-from longsight.chat.markup import DOCUMENT, END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 from longsight.model.errors import ConfigError
+from longsight.model.markup import DOCUMENT, END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 from longsight.model.tokenizer import FILE, Tokenizer
 from longsight.train.tokenizer import train
 from longsight.train.tokens import TokenFile

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import tokenizers
 
-from longsight.chat.markup import DOCUMENT, END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 from longsight.cli.progress import ProgressBar
+from longsight.model.markup import DOCUMENT, END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 from longsight.model.tokenizer import FILE, Tokenizer
 from longsight.train.errors import DataError
 from longsight.train.texts import Texts
