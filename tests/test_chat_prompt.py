@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from longsight.chat import markup
 from longsight.chat.errors import ChatError
 from longsight.chat.events import Message
 from longsight.chat.format import IDENTITY, ROOT, render
@@ -20,6 +19,7 @@ from longsight.chat.messages import ChatMessage, Thinking, Tool, ToolCall, settl
 from longsight.chat.parser import OutputParser
 from longsight.chat.prompt import MARKERS, ChatFormat
 from longsight.chat.template import ChatTemplate
+from longsight.model import markup
 from longsight.model.tokenizer import Tokenizer, byte_characters
 
 NS = markup.NAMESPACE
