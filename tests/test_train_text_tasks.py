@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from longsight.chat.events import Message
 from longsight.chat.format import render
 from longsight.chat.messages import Tool
 from longsight.chat.parser import OutputParser
+from longsight.chat.template import ChatTemplate
 from longsight.model import ConfigError
 from longsight.model.markup import DOCUMENT, END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 from longsight.model.tokenizer import FILE, Tokenizer
@@ -24,6 +26,7 @@ from longsight.train.tasks import Context, build
 from longsight.train.tokenizer import train
 from longsight.train.tokens import TokenFile, TokenWriter
 
+TEMPLATE = ChatTemplate((Path(__file__).parents[1] / "recipes/embedded/chat_template.jinja").read_text())
 SYLLABLES = ("ka", "lo", "mi", "tur", "ves", "pon", "dra", "shi")
 
 
@@ -157,6 +160,42 @@ def test_declared_tools_are_written_as_the_server_writes_them(context: Context) 
     line = next(line for line in text.splitlines() if line.startswith("<tool>"))
     function = json.loads(line.removeprefix("<tool>").removesuffix("</tool>"))
     assert line in render([], [Tool(function["name"], function["parameters"], function)])
+
+
+@pytest.mark.parametrize(("name", "seed"), [(name, seed) for name in ("questions", "tool-calls") for seed in range(8)])
+def test_conversations_are_as_the_template_of_the_embedded_model_writes_them(
+    context: Context, name: str, seed: int
+) -> None:
+    text, _, _, _ = row(context, name, 1200, seed, **({"plain": 0, "facts": [2, 3]} if name == "questions" else {}))
+    messages: list[dict[str, Any]] = []
+    tools: list[dict[str, Any]] = []
+    for role, said in turns(text):
+        if role == "developer":
+            lines = [line for line in said.splitlines() if line.startswith("<tool>")]
+            tools = [{"function": json.loads(line.removeprefix("<tool>").removesuffix("</tool>"))} for line in lines]
+        elif role == "ai":
+            schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
+            parser = OutputParser("undecided", schemas)
+            message = Message.of([*parser.push(said), *parser.finish()])
+            calls = [{"function": {"name": c.name, "arguments": json.loads(c.arguments)}} for c in message.calls]
+            messages.append(
+                {
+                    "role": "assistant",
+                    "content": message.content,
+                    "reasoning_content": message.reasoning,
+                    "tool_calls": calls,
+                }
+            )
+        else:
+            messages.append({"role": role, "content": said.removeprefix("<response>").removesuffix("</response>")})
+    rendered = TEMPLATE.render(messages, tools=tools).removesuffix(f"{TURN}ai\n")
+    assert rendered == text
+
+
+def test_the_template_opens_the_answer_as_the_thinking_mode_asks() -> None:
+    asked = [{"role": "user", "content": "Who?"}]
+    for mode, opened in {"enabled": THINK, "disabled": END_THINK, "adaptive": ""}.items():
+        assert TEMPLATE.render(asked, thinking_mode=mode).endswith(f"{TURN}ai\n{opened}")
 
 
 def test_a_row_too_short_for_its_tools_declares_fewer(context: Context) -> None:
