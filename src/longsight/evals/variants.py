@@ -79,13 +79,16 @@ class Variant:
         return replace(config, **changes)  # type: ignore[arg-type]
 
     def policy(self, config: ModelConfig, longest: int, seed: int = 0) -> StaticPolicy:
-        """Of what is not given: half of topk local, a quarter random, the rest anchors spread over `longest` tokens."""
-        topk = config.topk_blocks
-        window = max(topk // 2, 1) if self.window is None else self.window
-        drawn = topk // 4 if self.random is None else self.random
-        anchors = max(topk - window - drawn, 1)
-        stride = -(-longest // (config.block_size * anchors)) if self.stride is None else self.stride
-        return StaticPolicy(window, max(stride, 1), drawn, seed)
+        """The pattern for `longest` tokens; StaticPolicy says what stands in for what is not given."""
+        return StaticPolicy.spread(
+            longest,
+            topk=config.topk_blocks,
+            block_size=config.block_size,
+            window=self.window,
+            anchor_stride=self.stride,
+            random=self.random,
+            seed=seed,
+        )
 
     def load(
         self,

@@ -91,7 +91,8 @@ class Network(nn.Module):
 
     backend: see `longsight.ops.training.choose`. checkpointing: layers forget their insides and compute them again in
     the backward pass; the same numbers for less memory. dtype: of activations and matrix products, torch.float32 or
-    torch.bfloat16; norms, router, softmax and loss are fp32 in either. static: what mode "static" attends to.
+    torch.bfloat16; norms, router, softmax and loss are fp32 in either. The attribute `static` is what mode "static"
+    attends to.
     """
 
     inverse_frequency: Tensor
@@ -103,12 +104,13 @@ class Network(nn.Module):
         checkpointing: bool = False,
         *,
         dtype: torch.dtype = torch.float32,
-        static: StaticPolicy | None = None,
     ) -> None:
         super().__init__()
         self.config, self.checkpointing, self.dtype = config, checkpointing, dtype
         self.backend, self.backend_reason = choose(backend)
-        self.static = static or default_static(config.topk_blocks)
+        self.static = StaticPolicy.spread(
+            config.max_position_embeddings, topk=config.topk_blocks, block_size=config.block_size
+        )
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
         self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
@@ -237,11 +239,6 @@ class Network(nn.Module):
             low, high = (int(bound) for bound in batch.tokens.aminmax())
             if low < 0 or high >= config.vocab_size:
                 raise UnsupportedError(f"token ids span {low}..{high}; the vocabulary is 0..{config.vocab_size - 1}")
-
-
-def default_static(topk: int) -> StaticPolicy:
-    """Half of the blocks local, a quarter random, anchors with what is left."""
-    return StaticPolicy(window=max(1, topk // 2), anchor_stride=max(2, topk), random=topk // 4)
 
 
 def group_of(name: str) -> str:

@@ -46,6 +46,26 @@ class StaticPolicy:
             if getattr(self, name) < least:
                 raise UnsupportedError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
+    @classmethod
+    def spread(
+        cls,
+        length: int,
+        *,
+        topk: int,
+        block_size: int,
+        window: int | None = None,
+        anchor_stride: int | None = None,
+        random: int | None = None,
+        seed: int = 0,
+    ) -> StaticPolicy:
+        """Of what is not given: half of topk local, a quarter random, the rest anchors spread over `length` tokens."""
+        window = max(topk // 2, 1) if window is None else window
+        random = topk // 4 if random is None else random
+        if anchor_stride is None:
+            anchors = max(topk - window - random, 1)
+            anchor_stride = max(-(-length // (block_size * anchors)), 1)
+        return cls(window, anchor_stride, random, seed)
+
     def blocks(self, rows: Rows, *, block_size: int, topk: int, kv_heads: int, layer: int) -> Tensor:
         """int32 [T, H_kv, k] on the device of `rows.positions`: see `static_blocks`."""
         if topk < 1 or block_size < 1:
