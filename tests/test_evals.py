@@ -18,13 +18,14 @@ from longsight.cli.main import main
 from longsight.evals import EvalError, EvalSettings, Question, Sample, Variant, evaluate, intervals, reading, tasks
 from longsight.evals.asking import ask, build_engine
 from longsight.evals.haystack import Document, Haystack, read_documents
-from longsight.evals.recall import RecallVocabulary, recall
+from longsight.evals.recall import recall
 from longsight.evals.report import markdown
 from longsight.evals.sample import begins_with, equals, finds
 from longsight.evals.suite import FILE, Texts
 from longsight.model import ModelConfig, load_model
 from longsight.model.tokenizer import Tokenizer
 from longsight.ops import Batch
+from longsight.train.recall import Vocabulary
 
 STORY = "".join(
     f"On day {i} the {noun} near the old mill was repaired by a person called number {i * 37 % 101}. It rained.\n"
@@ -171,11 +172,11 @@ def test_documents_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_recall() -> None:
-    vocabulary = RecallVocabulary(5, 6, 40)
+    vocabulary = Vocabulary(5, 6, 40)
     for length in (64, 65, 512):
         sample = recall(vocabulary, random.Random(length), length, questions=4)
         assert sample.length in (length, length - 1)
-        assert sum(token in vocabulary.keys for token in sample.context) == length // 32
+        assert sum(token in vocabulary.key_ids for token in sample.context) == length // 32
         for question in sample.questions:
             ((at, end),) = question.evidence
             assert [*sample.context[at:end]] == [*question.tokens, *question.answers[0]]
@@ -216,7 +217,7 @@ def test_every_block_is_dense_and_other_sizes_are_not(tiny_checkpoint: Path) -> 
 def test_the_pattern_reaches_the_engine(tiny_checkpoint: Path) -> None:
     """What a request records is the pattern's choice, token by token, in prefill as in decode."""
     model = Variant.parse("static:window=1,stride=4,random=1").load(tiny_checkpoint, longest=200)
-    samples = [Sample(recall(RecallVocabulary(5, 6, 40), random.Random(i), 150).context, ()) for i in range(3)]
+    samples = [Sample(recall(Vocabulary(5, 6, 40), random.Random(i), 150).context, ()) for i in range(3)]
     asked = [
         replace(s, questions=(Question([7], ((1,),), 4, equals([(1,)]), ((64, 66), (148, 149))),)) for s in samples
     ]
@@ -245,7 +246,7 @@ def test_losses_are_those_of_one_forward_pass(tiny_checkpoint: Path, monkeypatch
         [float(expected[a - 1 : b - 1].mean()) for a, b in ((1, 64), (64, 128), (128, 150))], abs=1e-4
     )
     sample = Sample(
-        recall(RecallVocabulary(5, 6, 40), random.Random(0), 140).context,
+        recall(Vocabulary(5, 6, 40), random.Random(0), 140).context,
         tuple(Question((9, 10), answers, 2, finds(["x"])) for answers in (((3, 4),), ((5,), (6, 7)))),
     )
     found = reading.answer_log_likelihoods(model, sample)
@@ -315,6 +316,10 @@ def test_goes_on_where_it_stopped(constructed: Path, tmp_path: Path) -> None:
     assert ("configured, single at 500", 6, 8) in seen
     with pytest.raises(EvalError, match=r"other settings \(seed\)"):
         evaluate(constructed, replace(settings, seed=1), tmp_path)
+    for damaged in (b'{"about": ', b"[]", b"{}"):
+        (tmp_path / FILE).write_bytes(damaged)
+        with pytest.raises(EvalError, match="holds no results"):
+            evaluate(constructed, settings, tmp_path)
 
 
 def test_nothing_is_asked_for_in_vain(constructed: Path, tmp_path: Path) -> None:

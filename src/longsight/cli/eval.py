@@ -93,9 +93,9 @@ def run(args: argparse.Namespace) -> int:
 
     from longsight.evals import SUITES, EvalSettings, Variant, evaluate
     from longsight.evals.haystack import read_documents
-    from longsight.evals.recall import RecallVocabulary
     from longsight.evals.report import markdown
     from longsight.evals.suite import Texts
+    from longsight.train.recall import Vocabulary
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         likelihood=args.likelihood,
         loss_length=args.loss,
         loss_documents=args.loss_documents,
-        recall=RecallVocabulary(*args.recall_vocab),
+        recall=Vocabulary(*args.recall_vocab),
         dtype=args.dtype,
     )
     texts = Texts(read_documents(args.text), _pairs(args.qa) if args.qa else (), read_documents(args.loss_text))
@@ -132,7 +132,7 @@ def _pairs(path: Path) -> list[QaItem]:
     from longsight.evals.tasks import QaItem
 
     items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
         try:

@@ -1,4 +1,8 @@
-"""Plain English without meaning, and words to build needles from: generated, so that no text is needed."""
+"""Plain English without meaning, and words to build needles from: generated, so that no text is needed.
+
+On purpose nothing here is shared with the facts that models are trained on (train/facts.py): what is tested should not
+be what was drilled.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from functools import partial
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -20,13 +20,15 @@ from longsight.evals.asking import Asked, ask, build_engine
 from longsight.evals.errors import EvalError
 from longsight.evals.haystack import Document, Haystack
 from longsight.evals.reading import answer_log_likelihoods, cut_documents, loss_by_position
-from longsight.evals.recall import RecallVocabulary, recall
+from longsight.evals.recall import recall
 from longsight.evals.sample import Sample
 from longsight.evals.tasks import TEXT_TASKS, QaItem, TextWorld
 from longsight.evals.variants import StaticModel, Variant
 from longsight.model import Model, ModelConfig
 from longsight.model.fingerprint import fingerprint
 from longsight.model.tokenizer import Tokenizer
+from longsight.train.checkpoint import replace
+from longsight.train.recall import Vocabulary
 
 RECALL = "recall"
 SUITES: dict[str, tuple[str, ...]] = {"ruler": tuple(TEXT_TASKS), "recall": (RECALL,), "loss": ()}
@@ -51,7 +53,7 @@ class EvalSettings:
     likelihood: bool = False
     loss_length: int = 0
     loss_documents: int = 8
-    recall: RecallVocabulary = field(default_factory=RecallVocabulary)
+    recall: Vocabulary = field(default_factory=Vocabulary)
     dtype: str | None = None
 
     def __post_init__(self) -> None:
@@ -268,8 +270,12 @@ def _about(path: Path, settings: EvalSettings, texts: Texts) -> dict[str, Any]:
 def _open(file: Path, about: dict[str, Any]) -> dict[str, Any]:
     if not file.exists():
         return {"about": about, "parts": []}
-    results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    differing = [name for name in about if results["about"].get(name) != about[name]]
+    try:
+        results: dict[str, Any] = json.loads(file.read_bytes())
+        theirs = results["about"]
+        differing = [name for name in about if theirs.get(name) != about[name]]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise EvalError(f"{file} holds no results of an evaluation; delete it, or use another directory") from error
     if differing:
         raise EvalError(
             f"{file} holds results of other settings ({', '.join(differing)}); use another directory, or delete it"
@@ -278,7 +284,10 @@ def _open(file: Path, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(file: Path, results: dict[str, Any]) -> None:
-    """Beside, then in its place: a run that is killed leaves the whole of the last one."""
-    new = file.with_suffix(".new")
-    new.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    new.replace(file)
+    """A run that is killed leaves the whole of the last one."""
+    text = f"{json.dumps(results, indent=1)}\n".encode()
+
+    def write(out: BinaryIO) -> None:
+        out.write(text)
+
+    replace(file, write)

@@ -41,7 +41,20 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
+        """The smallest vocabulary that has them all."""
         return self.first_key + self.keys
+
+    @property
+    def filler_ids(self) -> range:
+        return range(1, self.first_value)
+
+    @property
+    def value_ids(self) -> range:
+        return range(self.first_value, self.first_key)
+
+    @property
+    def key_ids(self) -> range:
+        return range(self.first_key, self.size)
 
     def words(self) -> Sequence[str]:
         names = (("f", self.fillers), ("v", self.values), ("k", self.keys))
