@@ -1,8 +1,9 @@
-"""The quality study's plan and report. The figures here are made up, and only here."""
+"""The quality study: its plan, its report (of made-up figures, and only here), and a small one from end to end."""
 
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from bench.quality import __main__ as driver
 from bench.quality.report import collect, write_report
 from bench.quality.study import Study, StudyError
 from longsight.evals.intervals import Estimate
+from tiny_training import read_log, write_config
 
 STUDY = Path(driver.__file__).with_name("recall.toml")
 ACCURACY = {"dense": 0.90, "MSA from scratch": 0.93, "MSA converted": 0.70, "static": 0.20}
@@ -141,3 +143,54 @@ def test_goes_on_where_it_stopped(study: Study, tmp_path: Path, monkeypatch: pyt
     assert [command[command.index("--restart") - 1] for command in commands] == [
         str(tmp_path / f"static-{seed}") for seed in range(3)
     ]
+
+
+REAL = """
+train = "tiny.toml"
+seeds = [0]
+baseline = "dense"
+set = [
+  "model.vocab_size=1153",
+  "data.pairs.vocab_fillers=64", "data.pairs.vocab_values=64", "data.pairs.vocab_keys=1024",
+  "stage.dense.steps=2", "stage.warm-up.steps=2", "stage.sparse.steps=2",
+]
+[evaluation]
+tasks = ["recall"]
+training_length = 64
+lengths = [64, 128]
+trials = 2
+[arms.dense]
+attention = ["dense", "dense", "dense"]
+evaluate = ["dense"]
+[arms.MSA]
+attention = ["dense", "warmup", "sparse"]
+evaluate = ["configured"]
+[arms.gated]
+attention = ["dense", "dense", "dense"]
+set = ["stage.dense.gate={accuracy=1.0, window=1}"]
+evaluate = ["dense"]
+"""
+
+
+def test_a_small_study_from_training_to_the_page(tmp_path: Path) -> None:
+    """Trained, evaluated and reported for real; what is finished or failed is not touched when the command is given
+    again."""
+    write_config(tmp_path)
+    (tmp_path / "small.toml").write_text(REAL)
+    arguments = [str(tmp_path / "small.toml"), "--out", str(tmp_path / "out"), "--docs", str(tmp_path / "docs")]
+    assert driver.main([*arguments, "--threads", "1"]) == 0
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert [run["state"] for run in record["runs"]] == ["trained", "trained", "failed"]
+    assert "without what its gate asks for" in record["runs"][2]["reason"]
+    for run in record["runs"][:2]:
+        assert run["validation"] == pytest.approx(math.log(1153), abs=1)
+        assert [part["part"] for part in run["parts"]] == ["recall at 64", "recall at 128"]
+    modes = [[bool(row["kl_0"]) for row in read_log(tmp_path / "out" / f"{arm}-0")] for arm in ("dense", "msa")]
+    assert modes == [[False] * 6, [False] * 2 + [True] * 4]
+    page = (tmp_path / "docs" / "quality.md").read_text()
+    assert "from 2 of 3 runs" in page
+    assert "| MSA: loss within 0.5% of dense |" in page
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != "record.json"]
+    times = {path: path.stat().st_mtime_ns for path in files}
+    assert driver.main(arguments) == 0
+    assert {path: path.stat().st_mtime_ns for path in files} == times

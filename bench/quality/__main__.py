@@ -12,17 +12,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bench.machine import ROOT
 from bench.quality.report import collect, write_report
-from bench.quality.study import Run, Study, StudyError
+from bench.quality.study import FAILED, Run, Study, StudyError, finished
+from longsight.cli.progress import ProgressBar
 from longsight.evals import evaluate
 from longsight.evals.haystack import read_documents
 from longsight.evals.suite import Texts
 from longsight.ops.errors import LongsightError
-
-FAILED = "failed.txt"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LongsightError as error:
         print(f"quality: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("quality: interrupted; the same command goes on", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -61,12 +62,9 @@ def carry_out(study: Study, out: Path, *, retry: bool = False, threads: int | No
         elif not finished(directory) and not (directory / FAILED).exists():
             train(study, run, directory, "--resume", threads)
         if finished(directory):
-            evaluate(directory / "model", study.settings(run.arm), directory / "evals", texts=texts, progress=_say)
-
-
-def finished(directory: Path) -> bool:
-    """Whether the run exported its model; config.json is the last file of that."""
-    return (directory / "model" / "config.json").exists()
+            settings = study.settings(run.arm)
+            with ProgressBar("evaluating") as bar:
+                evaluate(directory / "model", settings, directory / "evals", texts=texts, progress=bar.name_and_update)
 
 
 def train(study: Study, run: Run, directory: Path, how: str, threads: int | None) -> None:
@@ -77,7 +75,7 @@ def train(study: Study, run: Run, directory: Path, how: str, threads: int | None
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "command.json").write_text(json.dumps(command, indent=1) + "\n", encoding="utf-8")
     with (directory / "train.log").open("ab") as log:
-        code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT).returncode
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
     if code < 0 or code > 128:  # stopped from outside: no result, and the next time goes on
         raise StudyError(f"the run in {directory} was stopped (exit code {code}); the same command goes on with it")
     if code != 0 or not finished(directory):
@@ -85,11 +83,6 @@ def train(study: Study, run: Run, directory: Path, how: str, threads: int | None
         reason = f"exit code {code}: {said[-1] if said else 'nothing was said'}"
         (directory / FAILED).write_text(reason + "\n", encoding="utf-8")
         print(f"  failed, {reason}", file=sys.stderr, flush=True)
-
-
-def _say(what: Any, done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K  {what}: {done} of {total} prompts", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.quality.study import Arm, Study
+from bench.quality.study import FAILED, Arm, Study, finished
 from longsight.evals import intervals
 from longsight.evals.intervals import Estimate
 from longsight.evals.plots import plot_accuracy, plot_loss
@@ -26,10 +26,8 @@ def collect(study: Study, out: Path) -> dict[str, Any]:
     runs = []
     for run in study.runs():
         directory = out / run.directory
-        results, failed = directory / "evals" / "results.json", directory / "failed.txt"
-        state = (
-            "failed" if failed.exists() else "trained" if (directory / "model" / "config.json").exists() else "missing"
-        )
+        results, failed = directory / "evals" / "results.json", directory / FAILED
+        state = "failed" if failed.exists() else "trained" if finished(directory) else "missing"
         runs.append(
             {
                 "arm": run.arm.name,

@@ -12,6 +12,8 @@ from typing import Any
 from longsight.evals import EvalSettings, Variant
 from longsight.ops.errors import LongsightError
 
+FAILED = "failed.txt"  # in a run's directory: why it failed
+
 
 class StudyError(LongsightError, ValueError):
     """A study file that cannot be run, with the key and what is accepted."""
@@ -40,6 +42,11 @@ class Run:
     @property
     def directory(self) -> str:
         return f"{re.sub('[^a-z0-9]+', '-', self.arm.name.lower())}-{self.seed}"
+
+
+def finished(directory: Path) -> bool:
+    """Whether a run exported its model; config.json is the last file of that."""
+    return (directory / "model" / "config.json").exists()
 
 
 @dataclass(frozen=True)
