@@ -176,6 +176,7 @@ BAD = [
     ("sources = { b = 1 }", "sources = { b = 0 }", "stage 2.sources.b is 0"),
     ("sources = { b = 1 }", "sources = []", r"stage 2.sources is \[\]"),
     ("captured = 0.9", "captured = 90", "stage 2.gate.captured is 90"),
+    ('"static", "warmup"]', '"static", "sparse"]', 'stage 2.gate.captured needs a layer whose attention is "warmup"'),
     (
         "lr = 0.03",
         'kind = "adamw"',

@@ -396,7 +396,7 @@ def test_needles_are_there_once_and_asked_at_the_end(length: int) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("recal", {}, "task is 'recal'; expected one of recall, recall-needles"),
+        ("recal", {}, "task is 'recal'; expected one of .*recall, recall-needles"),
         ("recall", {"key": [2, 3]}, "key = .* is not known; accepted: density"),
         ("recall", {"keys": [3, 2]}, r"keys is \[3, 2\]; expected two rising whole numbers from 1 to 1024"),
         ("recall", {"keys": [1, 1025]}, r"keys is \[1, 1025\]"),
@@ -604,3 +604,11 @@ def test_a_task_names_its_tokens(token_file: Path, tmp_path: Path) -> None:
     assert tokenizer.vocab_size == 1153
     assert list(tokenizer.encode("f0 v63 k1023 what")) == [0, 1, 128, 1152, 1]  # an unknown word is a filler
     assert tokenizer.decode([0, 129, 65]) == " k0 v0"
+
+
+def test_what_the_end_of_a_run_needs_is_looked_for_at_its_start(token_file: Path, tmp_path: Path) -> None:
+    text = config_text(token_file, stage_text("one", 4))
+    with pytest.raises(ConfigError, match=r"tokenizer\.source is 'text'; expected a source whose task names"):
+        Data(from_dict(tomllib.loads(text + '[tokenizer]\nsource = "text"\n'), Path()))
+    with pytest.raises(DataError, match=r"cannot read .*none\.jinja"):
+        Data(from_dict(tomllib.loads(text + '[tokenizer]\nchat_template = "none.jinja"\n'), tmp_path))

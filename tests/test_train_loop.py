@@ -191,6 +191,25 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         checkpoint.load(path)
 
 
+def test_what_is_no_checkpoint_of_a_run_is_not_resumed(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save(checkpoint.file_of(tmp_path / "checkpoints", 3), {"network": {}}, keep=2)
+    assert train(config, tmp_path, "--resume") == 1
+    assert "step-00000003.pt has format None; this version reads" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said_and_keeps_nothing_half_written(tmp_path: Path) -> None:
+    path = checkpoint.file_of(tmp_path, 7)
+    checkpoint.save(path, {"a": torch.arange(5)}, keep=2)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+        checkpoint.save(path, {"a": torch.zeros(100_000)}, keep=2)
+    assert not partial.is_symlink()
+    assert torch.equal(checkpoint.load(path)["a"], torch.arange(5))
+
+
 # --- the output directory ---
 
 
@@ -274,9 +293,6 @@ def test_a_gate_reads_running_means() -> None:
     assert GateWatch(watch.gate, watch.history).opened  # as after a resume
     watch.add(0.0, [nan, 0.8])
     assert [told.split()[0] for told in watch.missing()] == ["accuracy", "captured"]
-    dense = GateWatch(Gate(captured=0.5, window=1))
-    dense.add(1.0, [nan, nan])
-    assert "no layer" in dense.missing()[0]
 
 
 def test_a_loss_that_is_no_number_stops_the_run(

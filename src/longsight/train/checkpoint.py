@@ -51,10 +51,10 @@ def save(path: Path, state: Mapping[str, Any], keep: int) -> None:
         old.unlink()
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What `save` wrote. Nothing in the file is executed. Raises CheckpointError if it is damaged."""
+def load(path: Path) -> dict[str, Any]:
+    """What `save` wrote, on the CPU. Nothing in the file is executed. Raises CheckpointError if it is damaged."""
     try:
-        return cast(dict[str, Any], torch.load(path, map_location=device, weights_only=True))
+        return cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} is no readable checkpoint of a training run: {error}") from error
 
@@ -66,13 +66,20 @@ def clear(directory: Path) -> None:
 
 
 def replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Give `path` new contents in one step: readers see the old file or the new one, also after a power cut."""
+    """Give `path` new contents in one step: readers see the old file or the new one, also after a power cut.
+
+    Raises OSError naming `path`; what a full disk could not take is deleted.
+    """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
     entry = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(entry)

@@ -235,6 +235,9 @@ def _stage(
         most = f"max_position_embeddings = {model.max_position_embeddings}"
         raise table.fail("skip", f"0, or more than length = {length} and at most the model's {most}")
     attention = _attention(table, model)
+    gate = _gate(table.table("gate")) if "gate" in table else None
+    if gate is not None and gate.captured is not None and "warmup" not in attention:
+        raise ConfigError(f'{table.where}gate.captured needs a layer whose attention is "warmup": no other measures it')
     stage = c.StageConfig(
         name=name,
         steps=steps,
@@ -243,13 +246,13 @@ def _stage(
         batch=batch,
         micro=table.integer("micro", batch, least=1, most=batch),
         attention=attention,
-        static=_static(table, model) if "static" in attention or "static" in table else None,
+        static=_static(table, model, length) if "static" in attention or "static" in table else None,
         schedule=schedule,
         kl=table.number("kl", 1.0),
         skip=skip,
         sources=_shares(table, sources),
         optimizer=_optimizer(table.table("optimizer"), optimizer),
-        gate=_gate(table.table("gate")) if "gate" in table else None,
+        gate=gate,
     )
     fields = {field.name for field in dataclasses.fields(c.StageConfig)}
     table.finish(sorted(fields | {"warmup", "final", "cooldown"}))
@@ -267,16 +270,15 @@ def _attention(table: Table, model: ModelConfig) -> tuple[c.AttentionMode, ...]:
     return cast(tuple[c.AttentionMode, ...], tuple(modes))
 
 
-def _static(stage: Table, model: ModelConfig) -> StaticPolicy:
+def _static(stage: Table, model: ModelConfig, length: int) -> StaticPolicy:
     table = stage.table("static")
-    policy = StaticPolicy(
-        window=table.integer("window", model.local_blocks, least=1),
-        anchor_stride=table.integer("anchor_stride", 8, least=1),
-        random=table.integer("random", 0),
-        seed=table.integer("seed", 0),
-    )
-    table.finish()
-    return policy
+    given = {
+        key: table.integer(key, least=least)
+        for key, least in (("window", 1), ("anchor_stride", 1), ("random", 0), ("seed", 0))
+        if key in table
+    }
+    table.finish(("window", "anchor_stride", "random", "seed"))
+    return StaticPolicy.spread(length, topk=model.topk_blocks, block_size=model.block_size, **given)
 
 
 def _shares(table: Table, sources: tuple[c.SourceConfig, ...]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -179,6 +179,7 @@ class Data:
         # Token files first: tasks may write around their text.
         for source in sorted(config.data, key=lambda source: source.task is not None):
             self.sources[source.name] = self._open(source, hashed)
+        self._check_tokenizer()
 
     def _open(self, source: SourceConfig, tokenizer_hash: str | None) -> Source:
         vocab_size = self.config.model.config.vocab_size
@@ -239,10 +240,19 @@ class Data:
         chosen = self.config.tokenizer
         if chosen.path is not None:
             path.write_bytes(chosen.path.read_bytes())
-            return True
-        source = self.sources.get(chosen.source or "")
-        words = source.task.words() if isinstance(source, TaskSource) else ()
-        if not words:
-            return False
-        path.write_text(of_words(words, bos=words[0], unknown=words[1]).to_str(), encoding="utf-8")
-        return True
+        elif words := self._words():
+            path.write_text(of_words(words, bos=words[0], unknown=words[1]).to_str(), encoding="utf-8")
+        return chosen.path is not None or chosen.source is not None
+
+    def _words(self) -> Sequence[str]:
+        """The token names of the source that [tokenizer] names; empty if it names none, or one without."""
+        source = self.sources.get(self.config.tokenizer.source or "")
+        return source.task.words() if isinstance(source, TaskSource) else ()
+
+    def _check_tokenizer(self) -> None:
+        """Raise for what would be missed at the end of the run only, when it is written."""
+        chosen = self.config.tokenizer
+        if chosen.source is not None and not self._words():
+            raise ConfigError(f"tokenizer.source is {chosen.source!r}; expected a source whose task names its tokens")
+        if chosen.chat_template is not None and not chosen.chat_template.is_file():
+            raise DataError(f"cannot read {chosen.chat_template}, the chat_template of [tokenizer]: no such file")

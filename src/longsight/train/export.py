@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -50,7 +51,7 @@ def save(
             shutil.copyfile(tokenizer_file, directory / "tokenizer.json")
         _write_json(directory / "generation_config.json", {k: v for k, v in tokens.items() if v is not None})
         _write_json(directory / "config.json", config.to_dict())
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write the checkpoint to {directory}: {error}") from error
     return directory
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from longsight.train.config import Gate
@@ -42,8 +41,6 @@ class GateWatch:
             found.append(f"accuracy {accuracy:.3f} where {self.gate.accuracy:g} is asked for")
         wanted = self.gate.captured
         if wanted is not None:
-            if all(math.isnan(mass) for mass in captured):
-                found.append("captured mass in no layer: only attention mode warmup measures it")
             found += [
                 f"captured mass {mass:.3f} in layer {layer} where {wanted:g} is asked for"
                 for layer, mass in enumerate(captured)

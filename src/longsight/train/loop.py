@@ -221,6 +221,7 @@ class Trainer:
         if path is None:
             return f"there is no checkpoint in {self.checkpoints}; starting from the beginning"
         saved = checkpoint.load(path)
+        state.check_format(saved, path)
         self.place = self._place(saved, path)
         state.restore(saved, self.network, self.optimizers)
         self.gate = GateWatch(self._stage_gate(), saved["gate"])

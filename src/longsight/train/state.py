@@ -43,11 +43,16 @@ def capture(network: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
     return {"format": FORMAT, "network": whole(network.state_dict()), "optimizers": whole(optimizers.state_dict())}
 
 
+def check_format(state: Mapping[str, Any], path: Path) -> None:
+    """Raise CheckpointError unless `state`, read from `path`, is what this version's `capture` wrote."""
+    found = state.get("format") if isinstance(state, Mapping) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{path} has format {found!r}; this version reads checkpoints of format {FORMAT}")
+
+
 @torch.no_grad()
 def restore(state: Mapping[str, Any], network: nn.Module, optimizers: Optimizers) -> None:
     """Put back what `capture` took, also with another number of processes. Raises CheckpointError for another model."""
-    if state.get("format") != FORMAT:
-        raise CheckpointError(f"the checkpoint has format {state.get('format')!r}; this version reads {FORMAT}")
     ours, theirs = network.state_dict(), state["network"]
     for name in ours.keys() | theirs.keys():
         shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (ours, theirs)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -170,12 +170,10 @@ def write_texts(
     *,
     before: Sequence[int] = (),
     after: Sequence[int] = (),
-    encoded: Callable[[int], None] | None = None,
 ) -> None:
     """Add each text as a document: `before`, its tokens, `after`. Literals of special tokens in it are plain text.
 
-    The library encodes on all cores. encoded: told the number of tokens written so far. Raises DataError for text that
-    no UTF-8 can spell.
+    The library encodes on all cores. Raises DataError for text that no UTF-8 can spell.
     """
     for group in _groups(texts):
         pieces = [list(cut(text, ENCODED_AT_ONCE)) for text in group]
@@ -186,8 +184,6 @@ def write_texts(
         for parts in pieces:
             ids = [np.asarray(next(flat), dtype=np.int64) for _ in parts]
             writer.add(np.concatenate([np.asarray(before, np.int64), *ids, np.asarray(after, np.int64)]))
-        if encoded:
-            encoded(writer.tokens)
 
 
 def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
