@@ -362,6 +362,10 @@ def test_bad_arguments_are_refused_by_name(cpu: Backend) -> None:
         cpu.sparse_attention(case.q, case.pages, case.batch, ids + 5)
     with pytest.raises(UnsupportedError, match="token, group, slot"):
         cpu.sparse_attention(case.q, case.pages, case.batch, ids.transpose(0, 1)[:1])
+    with pytest.raises(UnsupportedError, match="k at least 1"):
+        cpu.sparse_attention(case.q, case.pages, case.batch, ids[..., :0])
+    with pytest.raises(UnsupportedError, match="at least one group"):
+        cpu.select_blocks(case.index_q[:, :0], case.pages, case.batch, topk=3)
     with pytest.raises(UnsupportedError, match="topk 1 must hold"):
         cpu.select_blocks(case.index_q, case.pages, case.batch, topk=1, init_blocks=1)
     with pytest.raises(UnsupportedError, match="q must be"):

@@ -154,6 +154,21 @@ def test_the_choice_carries_no_gradient_and_refuses_nan() -> None:
         chosen(case)
 
 
+def test_nan_stays_in_its_document_and_is_seen_in_the_divergence(backend: TrainingBackend) -> None:
+    case = Case()
+    ids = backend.select_blocks(*case.index, case.docs, block_size=BLOCK, topk=TOPK)
+    first, end = case.docs.bounds[5]
+    index_k = case.index_k.detach().index_fill(0, torch.arange(first, end), torch.nan)
+    _, lse = backend.dense_attention(*case.qkv, case.docs)
+    assert backend.dense_kl(case.index_q, index_k, case.q, case.k, lse, case.docs).isnan()
+    if backend.NAME == "reference":
+        return
+    sick = backend.select_blocks(case.index_q, index_k, case.docs, block_size=BLOCK, topk=TOPK)
+    assert torch.equal(torch.cat((sick[:first], sick[end:])), torch.cat((ids[:first], ids[end:])))
+    # What the document's own rows choose is unspecified, but it is a choice that attention accepts.
+    assert backend.sparse_attention(*case.qkv, sick, case.docs, block_size=BLOCK)[0].isfinite().all()
+
+
 def test_zero_scores_of_either_sign_are_a_tie(backend: TrainingBackend) -> None:
     docs = Documents.of_lengths([5 * BLOCK])
     index_q, index_k = torch.ones(docs.rows, 1, 16), torch.zeros(docs.rows, 16)
@@ -356,7 +371,23 @@ REFUSED: dict[str, tuple[Callable[[TrainingBackend], object], str]] = {
         r"weight must have shape \[40\], got \[2\]",
     ),
     "groups": (lambda b: b.captured_mass(LSE, LSE, 3), "4 query heads do not fall into 3 groups"),
+    "scale": (lambda b: b.dense_attention(Q, K, K, DOCS, scale=-1.0), "scale -1.0 is not a positive number"),
+    "scale of the teacher": (lambda b: b.dense_kl(INDEX_Q, INDEX_K, Q, K, LSE, DOCS, scale=torch.nan), "scale nan is"),
+    "no channels": (lambda b: b.dense_attention(Q[..., :0], K[..., :0], K[..., :0], DOCS), "q .* holds nothing"),
+    "no groups": (lambda b: b.select_blocks(INDEX_Q[:, :0], INDEX_K, DOCS, block_size=16, topk=1), "index_q .* not"),
+    "no slots": (lambda b: b.sparse_attention(Q, K, K, IDS[..., :0], DOCS, block_size=16), "ids .* holds nothing"),
 }
+
+
+def test_documents_that_cannot_be() -> None:
+    with pytest.raises(UnsupportedError, match="4294967296 packed rows"):
+        Documents.of_lengths([1 << 32])
+    with pytest.raises(UnsupportedError, match="never fall"):
+        Documents.of_lengths([5, -2])
+    with pytest.raises(UnsupportedError, match="contiguous, got a stride of 2"):
+        Documents(torch.tensor([0, 1, 2, 3, 4], dtype=torch.int32)[::2])
+    with pytest.raises(UnsupportedError, match="must be int32"):
+        Documents(torch.tensor([0, 4]))
 
 
 @pytest.mark.parametrize("what", REFUSED)

@@ -80,8 +80,10 @@ def select_blocks(
         raise UnsupportedError(
             f"topk {topk} must hold the {local_blocks} local (at least 1) and {init_blocks} initial blocks"
         )
-    if index_q.ndim != 3:
-        raise UnsupportedError(f"index_q must be [T, groups, {layout.index_dim}], got {list(index_q.shape)}")
+    if index_q.ndim != 3 or index_q.shape[1] < 1:
+        raise UnsupportedError(
+            f"index_q must be [T, groups, {layout.index_dim}] with at least one group, got {list(index_q.shape)}"
+        )
     groups = index_q.shape[1]
     _check(index_q, "index_q", layout.dtype, (batch.rows, groups, layout.index_dim))
     batch.check_pages(layout.block_size, pages.k.shape[0])
@@ -114,9 +116,10 @@ def select_blocks(
 def sparse_attention(
     q: Tensor, pages: LayerPages, batch: Batch, ids: Tensor, *, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    if ids.dtype != torch.int32 or ids.ndim != 3 or ids.shape[:2] != (batch.rows, pages.layout.kv_heads):
+    wanted = (batch.rows, pages.layout.kv_heads)
+    if ids.dtype != torch.int32 or ids.ndim != 3 or ids.shape[:2] != wanted or ids.shape[2] < 1:
         raise UnsupportedError(
-            f"ids must be int32 [{batch.rows}, {pages.layout.kv_heads}, k] (token, group, slot), "
+            f"ids must be int32 [{batch.rows}, {pages.layout.kv_heads}, k] (token, group, slot) with k at least 1, "
             f"got {ids.dtype} {list(ids.shape)}"
         )
     return _attention(q, pages, batch, ids.contiguous(), scale)

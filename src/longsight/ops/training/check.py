@@ -5,6 +5,7 @@ Legend: T packed rows, H_q query heads, H_kv groups, D head dim, D_idx index dim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -46,7 +47,8 @@ def queries_and_keys(q: Tensor, k: Tensor, docs: Documents, dtypes: Sequence[tor
     """q [T, H_q, D] and k [T, H_kv, D] with H_q a multiple of H_kv."""
     shape("q", q, (docs.rows, None, None))
     shape("k", k, (docs.rows, None, q.shape[2]))
-    if q.shape[1] == 0 or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+    not_empty("q", q)
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise UnsupportedError(f"{q.shape[1]} query heads are not a positive multiple of {k.shape[1]} KV heads")
     same("q and k", q, k)
     dtype("q", q, dtypes)
@@ -56,6 +58,7 @@ def index(index_q: Tensor, index_k: Tensor, docs: Documents, dtypes: Sequence[to
     """index_q [T, H_kv, D_idx], index_k [T, D_idx]."""
     shape("index_q", index_q, (docs.rows, None, None))
     shape("index_k", index_k, (docs.rows, index_q.shape[2]))
+    not_empty("index_q", index_q)
     same("index_q and index_k", index_q, index_k)
     dtype("index_q", index_q, dtypes)
 
@@ -90,6 +93,7 @@ def chosen(ids: Tensor, docs: Documents, groups: int, block_size: int, like: Ten
     """ids int32 [T, H_kv, k]: per row and group strictly ascending, none after the row's own block, then -1."""
     block(block_size)
     shape("ids", ids, (docs.rows, groups, None))
+    not_empty("ids", ids)
     dtype("ids", ids, (torch.int32,))
     device("ids", ids, like)
     own = (docs.positions // block_size).to(ids.device)[:, None, None]
@@ -100,6 +104,15 @@ def chosen(ids: Tensor, docs: Documents, groups: int, block_size: int, like: Ten
         raise UnsupportedError(
             "ids must ascend strictly within each row and group, name no block after the row's own, and end in -1"
         )
+
+
+def scale(given: float | None, dim: int) -> float:
+    """What scores are multiplied by: `given`, which must be positive and finite, or 1/sqrt(dim)."""
+    if given is None:
+        return float(dim**-0.5)
+    if not 0 < given < math.inf:
+        raise UnsupportedError(f"scale {given} is not a positive number")
+    return given
 
 
 def block(block_size: int) -> None:
@@ -116,6 +129,12 @@ def shape(name: str, x: Tensor, accepted: Sequence[int | None]) -> None:
     if not fits:
         wanted = ", ".join("any" if size is None else str(size) for size in accepted)
         raise UnsupportedError(f"{name} must have shape [{wanted}], got {list(x.shape)}")
+
+
+def not_empty(name: str, x: Tensor) -> None:
+    """At least one of everything that a row holds, though there may be no rows."""
+    if 0 in x.shape[1:]:
+        raise UnsupportedError(f"{name} {list(x.shape)} holds nothing in a row")
 
 
 def dtype(name: str, x: Tensor, accepted: Sequence[torch.dtype]) -> None:

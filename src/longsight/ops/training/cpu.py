@@ -122,7 +122,7 @@ class _Attention(torch.autograd.Function):
         scale: float | None,
     ) -> tuple[Tensor, Tensor]:
         dim = q.shape[2]
-        ctx.docs, ctx.block_size, ctx.scale, ctx.dim = docs, block_size, _scale(dim, scale), dim
+        ctx.docs, ctx.block_size, ctx.scale, ctx.dim = docs, block_size, check.scale(scale, dim), dim
         ids = None if ids is None else ids.contiguous()
         q, k, v = _wide(q), _wide(k), _wide(v)
         pages, batch = _pages(PageLayout(block_size, k.shape[1], q.shape[2], 0, q.dtype), docs, k, v, None)
@@ -188,7 +188,7 @@ class _Divergence(torch.autograd.Function):
         wants_gradients: bool,
     ) -> Tensor:
         ctx.dim, ctx.dtype = index_q.shape[2], index_q.dtype
-        index_scale = _scale(ctx.dim, None)
+        index_scale = check.scale(None, ctx.dim)
         index_q, index_k, q, k = _wide(index_q), _wide(index_k), _wide(q), _wide(k)
         loss = torch.empty(1)
         dq = torch.empty(index_q.shape if wants_gradients else 0)
@@ -256,7 +256,7 @@ def _kl(
         None if ids is None else ids.contiguous(),
         docs,
         block_size,
-        _scale(q.shape[2], scale),
+        check.scale(scale, q.shape[2]),
         weight.detach().contiguous(),
         wants_gradients,
     )
@@ -286,11 +286,8 @@ def _documents(docs: Documents) -> kernels.DocumentsArgs:
 
 def _wide(x: Tensor) -> Tensor:
     """Contiguous, the last dimension padded with zeros to a multiple of CHANNELS: scores and outputs stay the same."""
-    return F.pad(x, (0, -x.shape[-1] % CHANNELS)).contiguous()
-
-
-def _scale(dim: int, scale: float | None) -> float:
-    return float(dim**-0.5) if scale is None else scale
+    missing = -x.shape[-1] % CHANNELS
+    return F.pad(x, (0, missing)) if missing else x.contiguous()  # pad would copy even when there is nothing to add
 
 
 def _supported(x: Tensor, block_size: int, group: int = 1) -> None:

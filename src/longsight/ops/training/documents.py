@@ -27,12 +27,17 @@ class Documents:
         cu = self.cu_seqlens
         if cu.dtype != torch.int32 or cu.ndim != 1 or cu.shape[0] < 1 or cu.device.type != "cpu":
             raise UnsupportedError(f"cu_seqlens must be int32 [S + 1] on the CPU, got {cu.dtype} {list(cu.shape)}")
+        if not cu.is_contiguous():
+            raise UnsupportedError(f"cu_seqlens must be contiguous, got a stride of {cu.stride(0)}")
         if cu[0] != 0 or (cu.diff() < 0).any():
             raise UnsupportedError("cu_seqlens must start at 0 and never fall")
 
     @classmethod
     def of_lengths(cls, lengths: Sequence[int]) -> Documents:
         """From the number of rows of each document."""
+        rows, most = sum(lengths), torch.iinfo(torch.int32).max
+        if rows > most:
+            raise UnsupportedError(f"{rows} packed rows are more than the {most} that int32 counts")
         return cls(torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0).to(torch.int32))
 
     @cached_property

@@ -83,7 +83,7 @@ def sparse_attention(
     """
     check.attention(q, k, v, docs, DTYPES)
     check.chosen(ids, docs, k.shape[1], block_size, q)
-    out, lse = Attention.apply(q, k, v, ids, docs, block_size, _scale(q, scale))  # type: ignore[no-untyped-call]
+    out, lse = Attention.apply(q, k, v, ids, docs, block_size, check.scale(scale, q.shape[2]))  # type: ignore[no-untyped-call]
     return out, lse
 
 
@@ -92,7 +92,7 @@ def dense_attention(
 ) -> tuple[Tensor, Tensor]:
     """Causal attention of each row over its whole document so far; shapes and gradients as in `sparse_attention`."""
     check.attention(q, k, v, docs, DTYPES)
-    out, lse = Attention.apply(q, k, v, None, docs, 0, _scale(q, scale))  # type: ignore[no-untyped-call]
+    out, lse = Attention.apply(q, k, v, None, docs, 0, check.scale(scale, q.shape[2]))  # type: ignore[no-untyped-call]
     return out, lse
 
 
@@ -163,10 +163,6 @@ def _divergence(
         weight = torch.full((docs.rows,), 1 / max(1, docs.rows), dtype=exact, device=q.device)
     teacher = (q.detach(), k.detach(), lse.detach().to(exact))
     total: Tensor = Divergence.apply(  # type: ignore[no-untyped-call]
-        index_q, index_k, *teacher, ids, docs, block_size, _scale(q, scale), weight.detach().to(exact)
+        index_q, index_k, *teacher, ids, docs, block_size, check.scale(scale, q.shape[2]), weight.detach().to(exact)
     )
     return total
-
-
-def _scale(q: Tensor, scale: float | None) -> float:
-    return float(q.shape[2] ** -0.5) if scale is None else scale

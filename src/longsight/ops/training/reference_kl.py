@@ -63,7 +63,7 @@ class Divergence(torch.autograd.Function):
                     mass[part] += p.sum(-1)
                     softmax.add(part, scores.masked_fill_(hidden, -math.inf))
                 index_lse[rows, head] = softmax.lse()
-                value = torch.where(softmax.sum > 0, gap + mass * softmax.lse(), 0.0)
+                value = torch.where(softmax.sum == 0, 0.0, gap + mass * softmax.lse())  # 0: the row chose nothing
                 total += (weight[rows] * value).sum() / groups
         ctx.save_for_backward(index_q, index_k, q, k, lse, ids, weight, index_lse)
         ctx.docs, ctx.block_size, ctx.scale = docs, block_size, scale
