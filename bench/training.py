@@ -83,12 +83,13 @@ class Layer:
 
     def group(self) -> Layer:
         """The first group's heads alone."""
-        g, heads = replace(self.shape, heads=self.shape.heads // self.shape.kv_heads, kv_heads=1), slice(None)
-        size = g.heads
+        size = self.shape.heads // self.shape.kv_heads
+        shape = replace(self.shape, heads=size, kv_heads=1)
         q, k, v = (
-            x.detach()[heads, :h].contiguous().requires_grad_() for x, h in ((self.q, size), (self.k, 1), (self.v, 1))
+            x.detach()[:, :h].contiguous().requires_grad_() for x, h in ((self.q, size), (self.k, 1), (self.v, 1))
         )
-        return replace(self, shape=g, q=q, k=k, v=v, index_q=self.index_q[:, :1].contiguous(), grad=self.grad[:, :size])
+        index_q = self.index_q[:, :1].contiguous()
+        return replace(self, shape=shape, q=q, k=k, v=v, index_q=index_q, grad=self.grad[:, :size])
 
     def torch(
         self, *, expanded: bool, mask: Tensor | None = None, dtype: torch.dtype | None = None

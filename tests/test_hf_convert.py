@@ -302,6 +302,7 @@ def test_models_that_cannot_be_converted(
     [
         ({"length": 48}, "length 48 leaves nothing to choose: 3 blocks of 16 tokens hold 48"),
         ({"topk": 0}, "topk 0 must be at least 1"),
+        ({"seed": 1 << 32}, "seed 4294967296 must be below 4294967296"),
         ({"index_lr": math.nan}, "index_lr nan must be a positive number"),
         ({"device": "gpu"}, "device 'gpu' cannot be used"),
         ({"dtype": torch.float16}, "float16 is not supported"),
@@ -324,6 +325,10 @@ def test_texts_and_places_that_cannot_be(tmp_path: Path) -> None:
         convert(source, [binary], tmp_path / "out", QUICK)
     with pytest.raises(ConversionError, match="dense exists and is not an empty directory"):
         convert(source, TEXTS, source, QUICK)
+    with pytest.raises(NotADirectoryError, match=r"empty\.txt"):
+        convert(source, TEXTS, empty / "out", replace(QUICK, warmup_steps=10**9))
+    with pytest.raises(ConversionError, match=r"training diverged .* use a smaller index_lr"):
+        convert(source, TEXTS, tmp_path / "out", replace(QUICK, continue_steps=0, index_lr=1e38))
     with pytest.raises(ConversionError, match="index_rotary_dim 32 must be even, below index_head_dim 32"):
         convert(source, TEXTS, tmp_path / "out", replace(QUICK, index_rotary=32))
 

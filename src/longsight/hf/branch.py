@@ -9,44 +9,27 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from longsight.hf.attention import Branches, forward
 from longsight.hf.training import Trace, traced_forward
 from longsight.ops import UnsupportedError
-
-
-class CastLinear(nn.Linear):
-    """A matrix that computes in the dtype of what it is given: fp32 while it is trained beside a bf16 backbone."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
-
-
-class GemmaNorm(nn.Module):
-    """x * rsqrt(mean(x^2) + eps) * (1 + weight) over the last dimension, fp32 inside."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(dim))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x.float()
-        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps) * (1.0 + self.weight.float())).to(x.dtype)
+from longsight.train.layers import Linear, RmsNorm
 
 
 class IndexBranch(nn.Module):
-    """One index query head per key/value head, one index key head for all; the names are those of M3's indexer."""
+    """One index query head per key/value head, one index key head for all; the names are those of M3's indexer.
+
+    It computes in the dtype of what it is given: its weights are fp32 while it is trained beside a bf16 backbone.
+    """
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         dim, eps = config.index_head_dim, config.rms_norm_eps
-        self.q_proj = CastLinear(config.hidden_size, config.num_key_value_heads * dim, bias=False)
-        self.k_proj = CastLinear(config.hidden_size, dim, bias=False)
-        self.q_norm, self.k_norm = GemmaNorm(dim, eps), GemmaNorm(dim, eps)
+        self.q_proj = Linear(config.hidden_size, config.num_key_value_heads * dim)
+        self.k_proj = Linear(config.hidden_size, dim)
+        self.q_norm, self.k_norm = RmsNorm(dim, eps), RmsNorm(dim, eps)
         self.head_dim, self.rotary_dim = dim, config.index_rotary_dim
         self.block_size, self.topk_blocks = config.index_block_size, config.index_topk_blocks
         self.local_blocks = config.index_local_blocks

@@ -38,7 +38,8 @@ class Settings:
     """How a model is converted.
 
     block_size, topk, local_blocks: what each query reads, k * B tokens. index_dim, index_rotary: channels of the index
-    heads and how many of them RoPE turns; None: the main heads' size, and half of it.
+    heads and how many of them RoPE turns; None: the main heads' size, and half the index heads' own, if the main ones
+    have that many.
     length, batch: tokens of a document at most, and how many such lengths a step reads.
     warmup_steps, continue_steps: of the dense and of the sparse stage. train_backbone: let the sparse stage train the
     model itself too, by the loss of the next token.
@@ -71,6 +72,8 @@ class Settings:
                 raise ConversionError(f"{field.name} {value} must be at least {least}")
             if isinstance(value, float) and not 0 < value < math.inf:
                 raise ConversionError(f"{field.name} {value} must be a positive number")
+        if self.seed >= 1 << 32:
+            raise ConversionError(f"seed {self.seed} must be below {1 << 32}")
         if self.length <= self.topk * self.block_size:
             raise ConversionError(
                 f"length {self.length} leaves nothing to choose: {self.topk} blocks of {self.block_size} tokens hold "
@@ -116,11 +119,9 @@ def convert(
     family, config = target(source, settings)
     tokenizer = AutoTokenizer.from_pretrained(source)
     pieces = read_pieces(tokenizer, texts, settings.length)
-    model, _ = from_pretrained(family, source, config, settings.dtype, new_branch=True)
-    result = train(
-        model.to(settings.device), Packer(pieces, settings.length * settings.batch, settings.seed), settings, progress
-    )
-    out.mkdir(parents=True, exist_ok=True)
+    model = from_pretrained(family, source, config, settings.dtype, new_branch=True).to(settings.device)
+    out.mkdir(parents=True, exist_ok=True)  # before the work: a place that cannot be written to must not cost it
+    result = train(model, Packer(pieces, settings.length * settings.batch, settings.seed), settings, progress)
     model.cpu().save_pretrained(out)
     tokenizer.save_pretrained(out)
     write_log(out / LOG, result)
@@ -139,8 +140,9 @@ def target(source: str | Path, settings: Settings) -> tuple[Family, Any]:
             f"converts {', '.join(FAMILIES)}"
         )
     values = {key: value for key, value in original.to_dict().items() if key not in ("model_type", "architectures")}
-    dim = settings.index_dim or head_dim(original)
-    rotary = dim // 4 * 2 if settings.index_rotary is None else settings.index_rotary
+    main = head_dim(original)
+    dim = settings.index_dim or main
+    rotary = min(dim // 4 * 2, main) if settings.index_rotary is None else settings.index_rotary
     config = family.config(
         **values,
         index_head_dim=dim,
@@ -164,6 +166,7 @@ def train(model: Any, data: Packer, settings: Settings, progress: Callable[[Step
     for stage in ("warmup", "sparse"):
         steps += _stage(model, stage, data, settings, len(steps), say)
     after = probe(model, data, "after")
+    _require_finite(after)
     say(after)
     for parameter in model.index_parameters().values():
         parameter.data = parameter.data.to(settings.dtype)
@@ -233,12 +236,19 @@ def _stage(
         optimizers.configure(config, schedule.factor(step, steps))
         optimizers.step()
         made.append(_record(stage, step, steps, trace, loss, batch, begin))
-        if not math.isfinite(sum(made[-1].kl)):
-            raise ConversionError(f"the index branch diverged at step {step} of {stage}: use a smaller index_lr")
+        _require_finite(made[-1])
         say(made[-1])
     for parameter in model.parameters():
         parameter.grad = None
     return made
+
+
+def _require_finite(step: Step) -> None:
+    if not math.isfinite(sum(step.kl) + (step.loss or 0.0)):
+        raise ConversionError(
+            f"training diverged (step {step.step} of {step.stage}): use a smaller index_lr, or backbone_lr if the "
+            "model itself was trained"
+        )
 
 
 def _optimizers(model: Any, settings: Settings, backbone: bool, *, first: bool) -> tuple[Optimizers, OptimizerConfig]:

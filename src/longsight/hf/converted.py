@@ -145,17 +145,18 @@ def load(path: str | Path, dtype: torch.dtype | str = "auto", **kwargs: Any) -> 
     if family is None:
         kinds = ", ".join(f.config.model_type for f in FAMILIES.values())
         raise ConversionError(f"{path} is a {config.model_type} model; a converted one is {kinds}")
-    model, _ = from_pretrained(family, path, config, dtype, **kwargs)
-    return model
+    return from_pretrained(family, path, config, dtype, **kwargs)
 
 
 def from_pretrained(
     family: Family, path: str | Path, config: Any, dtype: torch.dtype | str, *, new_branch: bool = False, **kwargs: Any
-) -> tuple[Any, list[str]]:
-    """A model and the tensors that the files lack: only index branches may be new, and only if `new_branch`."""
+) -> Any:
+    """A model from its files. new_branch: they are those of the dense model, its index branches start at random.
+
+    Raises ConversionError if any other tensor is missing or of another shape.
+    """
     model, found = family.model.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True, **kwargs)
-    missing = sorted(found["missing_keys"])
-    lost = [name for name in missing if not (new_branch and ".indexer." in name)]
+    lost = [name for name in sorted(found["missing_keys"]) if not (new_branch and ".indexer." in name)]
     wrong = [str(entry[0]) for entry in found["mismatched_keys"]]
     if lost or wrong:
         raise ConversionError(f"{path}: tensors missing or of another shape: {', '.join((lost + wrong)[:5])}")
@@ -163,4 +164,4 @@ def from_pretrained(
         # transformers leaves modules that it does not know as the memory was.
         for layer in model.model.layers:
             layer.self_attn.indexer.reset_parameters()
-    return model.eval(), missing
+    return model.eval()

@@ -20,34 +20,34 @@ from longsight.hf.attention import NAME, Branches, forward
 from longsight.hf.rows import mask_function
 from longsight.ops import UnsupportedError
 
+_stock = m3.MiniMaxM3VLAttention.forward
+
 
 def register() -> None:
     """Make the name known and wrap M3's attention; a second call changes nothing."""
     AttentionInterface.register(NAME, attention_function)
     AttentionMaskInterface.register(NAME, mask_function)
-    stock = m3.MiniMaxM3VLAttention.forward
-    if hasattr(stock, "__wrapped__"):
-        return
-
-    @wraps(stock)
-    def with_longsight(
-        self: Any,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
-        attention_mask: object = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        if self.config._attn_implementation != NAME:
-            out: tuple[Tensor, Tensor | None] = stock(
-                self, hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs
-            )
-            return out
-        branches = Branches(self, self.indexer, self.config.index_block_size)
-        check_heads(self, self.config)
-        return forward(branches, hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
-
     m3.MiniMaxM3VLAttention.forward = with_longsight
+
+
+@wraps(_stock)
+def with_longsight(
+    self: Any,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    attention_mask: object = None,
+    past_key_values: Cache | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """M3's attention: the stock code unless the model asks for "longsight"."""
+    if self.config._attn_implementation != NAME:
+        out: tuple[Tensor, Tensor | None] = _stock(
+            self, hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs
+        )
+        return out
+    branches = Branches(self, self.indexer, self.config.index_block_size)
+    check_heads(self, self.config)
+    return forward(branches, hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
 
 
 def check_heads(module: Any, config: Any) -> None:

@@ -20,7 +20,7 @@ def read_pieces(tokenizer: Any, files: Sequence[Path], length: int) -> list[Tens
     pieces: list[Tensor] = []
     for file in files:
         try:
-            text = file.read_text()
+            text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise ConversionError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from None
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from longsight.hf.attention import Branches, Tables, row_tables
+from longsight.hf.attention import Branches, row_tables
 from longsight.hf.rows import Rows
 from longsight.ops.training import Documents, TrainingBackend
 
@@ -48,7 +48,7 @@ def traced_forward(
     x = hidden_states[0]
     tables = row_tables(branches, Rows(*hidden_states.shape[:2]), position_embeddings)
     q, k, v = branches.queries(x, tables), branches.keys(x, tables), branches.values(x)
-    index_q, index_k = _index(branches, x.detach(), tables)
+    index_q, index_k = branches.index_queries(x.detach(), tables), branches.index_keys(x.detach(), tables)
     block, scale = branches.block_size, module.scaling
     sparse = trace.mode == "sparse"
     if sparse or trace.measure:
@@ -79,7 +79,3 @@ def traced_forward(
             trace.captured.append(mass[docs.positions // block >= indexer.topk_blocks].mean().item())
     out: Tensor = module.o_proj(y.flatten(1))
     return out[None]
-
-
-def _index(branches: Branches, x: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
-    return branches.index_queries(x, tables), branches.index_keys(x, tables)
