@@ -20,10 +20,10 @@ from longsight.model.markup import DOCUMENT, END_OF_TURN, END_THINK, NAMESPACE, 
 from longsight.model.tokenizer import FILE, Tokenizer
 from longsight.train.tokenizer import train
 from longsight.train.tokens import TokenFile
-from recipes.embedded import corpus, extract, licences, packages, words
+from recipes.embedded import corpus, extract, licences, packages
 from recipes.embedded import tokenizer as recipe
 from recipes.embedded.clean import SHORTEST_DOCUMENT, Cleaner, is_prose, plain
-from recipes.embedded.sources import SOURCES, WORD_LIST, Source
+from recipes.embedded.sources import SOURCES, Source
 
 PROSE = (
     "The old keeper of the lighthouse wrote in his book that the wind had turned, and that ships were late.",
@@ -193,7 +193,7 @@ def test_licences_of_other_files(text: str, expected: str) -> None:
 
 
 def test_the_list_names_each_package_once() -> None:
-    names = [source.package for source in (*SOURCES, WORD_LIST)]
+    names = [source.package for source in SOURCES]
     assert len(set(names)) == len(names)
     assert not Source("x").takes("usr/share/doc/x/changelog.html.gz")
 
@@ -203,15 +203,12 @@ def test_from_packages_to_a_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     debs = tmp_path / "debs"
     page = "".join(f"<p>{paragraph}</p>" for paragraph in PROSE)
     _package(debs, "tale", "doc", {"doc/tale/a.html": page, "doc/tale/copyright": "in the public domain"})
-    _package(debs, "wamerican", "text", {"dict/american-english": "bell\nBell\nbell's\nParis\nquiz\n"})
     monkeypatch.setattr(corpus, "SOURCES", (Source("tale"),))
-    monkeypatch.setattr(words, "LEAST_WORD", 1)
     arguments = ["--work", str(tmp_path), "--debs", str(debs), "--sources", str(tmp_path / "SOURCES.md")]
     assert corpus.main(arguments) == 0
     first = (tmp_path / "corpus.jsonl").read_bytes()
     assert json.loads(first) == {"source": "tale", "text": "\n\n".join(PROSE)}
     assert "| tale | 1.0 | public domain | 1 |" in (tmp_path / "SOURCES.md").read_text()
-    assert words.read(tmp_path) == (["bell"], [])
     assert corpus.main(arguments) == 0
     assert (tmp_path / "corpus.jsonl").read_bytes() == first
 

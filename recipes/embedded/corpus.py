@@ -3,7 +3,6 @@
 Downloads the packages that sources.py lists, keeps the English prose of their documentation, and writes
 
     work/corpus.jsonl   one document a line, {"source": package, "text": ...}, in a random order that never changes
-    work/words.txt      common lower-case words, and work/names.txt: names that occur in it
     SOURCES.md          package, version, licence as its copyright file states it, characters taken
 
 Run again after an interruption, it goes on where it was: packages and what was read out of each are kept under work/.
@@ -17,7 +16,6 @@ import json
 import re
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +23,9 @@ from random import Random
 from xml.etree import ElementTree
 
 from longsight.cli.progress import ProgressBar
-from recipes.embedded import extract, licences, packages, words
+from recipes.embedded import extract, licences, packages
 from recipes.embedded.clean import Cleaner
-from recipes.embedded.sources import SOURCES, WORD_LIST, Source
+from recipes.embedded.sources import SOURCES, Source
 
 HERE = Path(__file__).parent
 WORK = HERE / "work"
@@ -92,7 +90,7 @@ def choose(read: Read, cleaner: Cleaner, seed: int = 0) -> list[str]:
     return chosen
 
 
-def sources_table(rows: Iterable[tuple[Read, Sequence[str]]], word_list: str, seconds: float) -> str:
+def sources_table(rows: Iterable[tuple[Read, Sequence[str]]], seconds: float) -> str:
     """SOURCES.md."""
     lines = [
         "# What the embedded model read",
@@ -109,7 +107,6 @@ def sources_table(rows: Iterable[tuple[Read, Sequence[str]]], word_list: str, se
         documents, characters = documents + len(texts), characters + size
         lines.append(f"| {read.source.package} | {read.version} | {read.licence} | {len(texts):,} | {size:,} |")
     lines.append(f"| all | | | {documents:,} | {characters:,} |")
-    lines += ["", f"Words and names of generated tasks: those of {word_list} that occur in this text."]
     return "\n".join([*lines, "", f"Made in {seconds / 60:.1f} minutes, downloads included.", ""])
 
 
@@ -118,7 +115,7 @@ def make(work: Path, debs: Path, table: Path) -> None:
     started = time.monotonic()
     names = [source.package for source in SOURCES]
     with ProgressBar("downloading packages") as bar:
-        files = packages.fetch([*names, WORD_LIST.package], debs, bar.update)
+        files = packages.fetch(names, debs, bar.update)
     cleaner = Cleaner()
     rows: list[tuple[Read, list[str]]] = []
     with ProgressBar("reading packages") as bar:
@@ -131,11 +128,7 @@ def make(work: Path, debs: Path, table: Path) -> None:
     with (work / "corpus.jsonl").open("w", encoding="utf-8") as out:
         for package, text in documents:
             out.write(json.dumps({"source": package, "text": text}, ensure_ascii=False) + "\n")
-    counts = Counter(word for _, text in documents for word in re.findall(r"[A-Za-z]+", text))
-    listed = "\n".join(text for _, text in packages.members(files[WORD_LIST.package], WORD_LIST.takes))
-    words.write(work, listed.split(), counts)
-    word_list = f"{WORD_LIST.package} {packages.version(files[WORD_LIST.package])} ({WORD_LIST.licence})"
-    table.write_text(sources_table(rows, word_list, time.monotonic() - started), encoding="utf-8")
+    table.write_text(sources_table(rows, time.monotonic() - started), encoding="utf-8")
     size = sum(len(text) for _, text in documents)
     print(f"{work / 'corpus.jsonl'}: documents {len(documents):,}, characters {size:,}, packages {len(rows)}")
 

@@ -93,4 +93,3 @@ SOURCES = (
     Source("sword-text-web", SWORD),
     *(Source(f"wesnoth-1.16-{campaign}", r"/campaigns/.*\.cfg$") for campaign in WESNOTH),
 )
-WORD_LIST = Source("wamerican", r"/dict/american-english$", licence="SCOWL: public domain and permissive notices")
