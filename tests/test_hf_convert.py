@@ -369,7 +369,7 @@ def test_the_documented_commands_run(
     assert "captured after" in shown.out
     assert "warmup 0: KL" in shown.err
     log = (tmp_path / "qwen3-sparse" / LOG).read_text().splitlines()
-    assert log[0] == "stage,step,tokens,seconds,loss,kl.0,kl.1,captured.0,captured.1"
+    assert log[0] == "stage,step,tokens,seconds,loss,kl_0,kl_1,captured_0,captured_1"
     assert [row.split(",")[0] for row in log[1:]] == ["before", "warmup", "warmup", "sparse", "after"]
     names: dict[str, Any] = {}
     exec(lines[1], names)

@@ -296,8 +296,8 @@ def write_log(path: Path, result: Result) -> None:
                 "tokens",
                 "seconds",
                 "loss",
-                *(f"kl.{i}" for i in layers),
-                *(f"captured.{i}" for i in layers),
+                *(f"kl_{i}" for i in layers),
+                *(f"captured_{i}" for i in layers),
             ]
         )
         for step in (result.before, *result.steps, result.after):
