@@ -199,15 +199,21 @@ def test_what_is_no_checkpoint_of_a_run_is_not_resumed(
     assert "step-00000003.pt has format None; this version reads" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_said_and_keeps_nothing_half_written(tmp_path: Path) -> None:
-    path = checkpoint.file_of(tmp_path, 7)
-    checkpoint.save(path, {"a": torch.arange(5)}, keep=2)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.symlink_to("/dev/full")
-    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
-        checkpoint.save(path, {"a": torch.zeros(100_000)}, keep=2)
-    assert not partial.is_symlink()
-    assert torch.equal(checkpoint.load(path)["a"], torch.arange(5))
+def test_a_full_disk_is_said_and_leaves_what_was_saved_before(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = checkpoint.file_of(tmp_path / "checkpoints", 6)
+    path.parent.mkdir()
+    assert Path("/dev/full").is_char_device()
+    full = [file.with_name(f"{file.name}.partial") for file in (path, tmp_path / "curves.png")]
+    for file in full:
+        file.symlink_to("/dev/full")
+    assert train(config, tmp_path) == 1
+    assert f"No space left on device: '{path}'" in capsys.readouterr().err
+    assert not full[0].is_symlink()
+    last = checkpoint.latest(path.parent)
+    assert last == checkpoint.file_of(path.parent, 4)  # the end of the stage before
+    assert checkpoint.load(last)["place"]["step"] == 4
 
 
 # --- the output directory ---

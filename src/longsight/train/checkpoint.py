@@ -44,7 +44,13 @@ def save(path: Path, state: Mapping[str, Any], keep: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(file: BinaryIO) -> None:
-        torch.save(dict(state), file)
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:
+            # After a write that failed, torch fails again when it ends the archive, and hides why.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
     replace(path, write)
     for old in list_checkpoints(path.parent)[:-keep]:

@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -85,9 +86,11 @@ class Logs:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._screen.stop()
-        for writer in self._writers:
-            writer.close()
-        self._draw()
+        # A full disk fails here again, and its first error says more.
+        with suppress(OSError) if error is not None else nullcontext():
+            for writer in self._writers:
+                writer.close()
+            self._draw()
 
     def stage(self, name: str, done: int, total: int) -> None:
         """A stage of `total` steps begins or goes on."""
