@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -439,3 +442,16 @@ def test_previous_token_start_attends_one_back() -> None:
     back = scores.softmax(-1)[:, torch.arange(1, 150), torch.arange(149)]
     assert float(back.mean()) > 0.99
     assert float(back.min()) > 0.9
+
+
+def test_what_torch_keeps_of_each_shape_is_bounded_unless_the_user_says_otherwise() -> None:
+    code = (
+        "import os; from longsight.ops.training import choose; choose('reference');"
+        "print(os.environ['LRU_CACHE_CAPACITY'], os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
+    )
+    names = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    bare = {name: value for name, value in os.environ.items() if name not in names}
+    for given, expected in ({}, "64 64"), ({"LRU_CACHE_CAPACITY": "9"}, "9 64"):
+        run = [sys.executable, "-c", code]
+        done = subprocess.run(run, check=True, capture_output=True, text=True, timeout=120, env=bare | given)
+        assert done.stdout.split() == expected.split()

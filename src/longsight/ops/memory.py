@@ -1,8 +1,10 @@
-"""Two requests to the operating system that large tensors profit from. Best effort: outside Linux they do nothing."""
+"""Requests to the operating system and to torch's libraries that large tensors profit from. Best effort: where nobody
+listens they do nothing."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 from ctypes import c_int, c_size_t, c_void_p
 from functools import cache
 
@@ -33,3 +35,15 @@ def reuse_freed_memory(largest: int = 256 << 20) -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(c_int(M_MMAP_THRESHOLD), c_int(largest))
         libc.mallopt(c_int(M_TRIM_THRESHOLD), c_int(largest))
+
+
+def bound_shape_caches(entries: int = 64) -> None:
+    """Let torch's bf16 matrix products on the CPU remember `entries` shapes instead of 1,024.
+
+    oneDNN, and ideep above it, keep a prepared product for every number of rows; lying between the large blocks that
+    training frees and takes again, they keep the heap from closing its gaps. Rows of text of ever new lengths took 75 MB
+    more in each step of 8,192 tokens; bounded, 2.7 GB in 60 steps and hardly more. Preparing one anew takes 0.7 ms.
+    Both libraries read these variables at their first product; what the user has set stays.
+    """
+    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(variable, str(entries))

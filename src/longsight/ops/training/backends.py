@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longsight.ops import kernels
 from longsight.ops.errors import BackendUnavailableError
-from longsight.ops.memory import reuse_freed_memory
+from longsight.ops.memory import bound_shape_caches, reuse_freed_memory
 from longsight.ops.training.documents import Documents
 
 log = logging.getLogger("longsight")
@@ -113,4 +113,5 @@ def choose(name: str | None = None) -> tuple[TrainingBackend, str]:
 
 def _load(name: str) -> TrainingBackend:
     reuse_freed_memory()
+    bound_shape_caches()
     return cast(TrainingBackend, importlib.import_module(f"longsight.ops.training.{name}"))
