@@ -41,9 +41,9 @@ def bound_shape_caches(entries: int = 64) -> None:
     """Let torch's bf16 matrix products on the CPU remember `entries` shapes instead of 1,024.
 
     oneDNN, and ideep above it, keep a prepared product for every number of rows; lying between the large blocks that
-    training frees and takes again, they keep the heap from closing its gaps. Rows of text of ever new lengths took 75 MB
-    more in each step of 8,192 tokens; bounded, 2.7 GB in 60 steps and hardly more. Preparing one anew takes 0.7 ms.
-    Both libraries read these variables at their first product; what the user has set stays.
+    training frees and takes again, they keep the heap from closing its gaps. Batches of ever new lengths took 75 MB
+    more in each step of 8,192 tokens; bounded, the growth nearly ends at 2.7 GB. Preparing one anew takes 0.7 ms. Both
+    libraries read these variables at their first product; what the user has set stays.
     """
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(variable, str(entries))
