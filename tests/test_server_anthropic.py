@@ -609,7 +609,9 @@ def test_the_example_in_the_documentation(capsys: pytest.CaptureFixture[str]) ->
     section = (Path(__file__).parents[1] / "docs" / "clients.md").read_text().split("## The anthropic SDK")[1]
     example = section.split("```python\n")[1].split("```")[0]
     with scripted("It maps addresses.", aliases=("longsight",)) as (server, _):
-        exec(example.replace("http://127.0.0.1:8000", server.url), {})
+        names: dict[str, Any] = {}
+        exec(example.replace("http://127.0.0.1:8000", server.url), names)
+        names["client"].close()  # the example leaves that to the end of the program
     assert capsys.readouterr().out == "It maps addresses."
 
 
