@@ -112,6 +112,20 @@ def test_questions_are_answered_from_the_text(context: Context, seed: int) -> No
     assert not any(user in learned for user in users)
 
 
+@pytest.mark.parametrize("thinking", [0, 1])
+def test_a_drill_learns_values_alone(context: Context, thinking: int) -> None:
+    options = {"facts": [4, 4], "asked": [3, 3], "plain": 0, "thinking": thinking}
+    drilled, values, _, targets = row(context, "questions", 700, 5, drill=1.0, **options)
+    whole, learned, _, _ = row(context, "questions", 700, 5, drill=1e-9, **options)
+    assert drilled == whole  # the same row, but for what is learned of it
+    assert 0 < len(values) < len(learned) / 2
+    answers = [said.partition(END_THINK)[2] for role, said in turns(drilled) if role == "ai"]
+    runs = np.flatnonzero(np.diff([t != IGNORED for t in targets], prepend=False, append=False)).reshape(-1, 2)
+    found = [spell(context, targets[a:b]).strip() for a, b in runs.tolist()]
+    assert len(found) == len(answers) == 3
+    assert all(value in answer and value in values for value, answer in zip(found, answers, strict=True))
+
+
 @pytest.mark.parametrize(("length", "facts"), [(200, [9, 9]), (250, [40, 40]), (400, [1, 1])])
 def test_rows_are_exactly_as_long_as_asked(context: Context, length: int, facts: list[int]) -> None:
     for seed in range(6):

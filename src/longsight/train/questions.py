@@ -25,7 +25,9 @@ BETWEEN = (" ", "\n", "\n\n")
 @dataclass(frozen=True)
 class Questions:
     """facts, asked: how many facts a row hides and how many it asks for, both ends included. thinking, plain: shares of
-    rows that think before they answer, by quoting the text, and that are no chat but a text to go on with."""
+    rows that think before they answer, by quoting the text, and that are no chat but a text to go on with. drill: share
+    of chats in which only the facts' values are learned, not how an answer is worded, which small models know long
+    before they find the value."""
 
     material: Material
     turns: Turns
@@ -33,6 +35,7 @@ class Questions:
     asked: tuple[int, int]
     thinking: float
     plain: float
+    drill: float
 
     def words(self) -> tuple[str, ...]:
         return ()
@@ -81,13 +84,15 @@ class Questions:
     def _dialogue(self, rng: np.random.Generator, asked: list[Fact]) -> Script:
         """The end of the user's first turn, and all that follows."""
         script, thinks, free = Script(), rng.random() < self.thinking, bool(rng.random() < 0.5)
+        drilled = rng.random() < self.drill
         for i, fact in enumerate(asked):
             if i:
                 self.turns.open(script, "user")
             script.add(self.material.encode(fact.question if i else f"\n\n{fact.question}"))
             self.turns.close(script)
             thought = f"The text says: {fact.statement}"
-            self.turns.answer(script, fact.answer, thought, asked_to_think=thinks, free=free)
+            only = fact.value if drilled else None
+            self.turns.answer(script, fact.answer, thought, asked_to_think=thinks, free=free, only=only)
         return script
 
     def _continued(self, asked: list[Fact]) -> Script:
@@ -110,4 +115,5 @@ def questions(table: Table, context: Context) -> Questions:
         asked=table.integers("asked", (1, 4), least=1, most=1 << 12),
         thinking=table.number("thinking", 0.25, most=1.0),
         plain=table.number("plain", 0.1, most=1.0),
+        drill=table.number("drill", 0.0, most=1.0),
     )

@@ -30,16 +30,31 @@ class Turns:
         script.add(self._material.encode(text))
         self.close(script)
 
-    def answer(self, script: Script, text: str, thought: str = "", *, asked_to_think: bool, free: bool = False) -> None:
+    def answer(
+        self,
+        script: Script,
+        text: str,
+        thought: str = "",
+        *,
+        asked_to_think: bool,
+        free: bool = False,
+        only: str | None = None,
+    ) -> None:
         """The model's turn, with a thought if it is asked for one. The text may hold calls in their markup.
 
-        free: nothing was said about thinking, so that the model must also know not to.
+        free: nothing was said about thinking, so that the model must also know not to. only: a part of the text, the
+        last such, which alone is learned.
         """
         encode = self._material.encode
         self.open(script, "ai")
         if asked_to_think:
-            script.add(self._think).add(encode(thought), learn=True).add(self._end_think, learn=True)
+            script.add(self._think).add(encode(thought), learn=only is None).add(self._end_think, learn=only is None)
         else:
-            script.add(self._end_think, learn=free)
-        script.add(self._material.markup(text), learn=True).add(self._end, learn=True)
+            script.add(self._end_think, learn=free and only is None)
+        if only is None:
+            script.add(self._material.markup(text), learn=True).add(self._end, learn=True)
+        else:
+            head, _, tail = text.rpartition(only)
+            script.add(encode(head.rstrip())).add(encode(f"{' ' * head.endswith(' ')}{only}"), learn=True)
+            script.add(encode(tail)).add(self._end)
         script.add(encode("\n"))
