@@ -236,7 +236,7 @@ def test_the_study_on_text(tmp_path: Path) -> None:
         assert len(own.tasks) == (4 if run.arm.sweep else 8)
         assert all(len(other.tasks) == 4 and not other.loss_length for other in others)
     assert len(stages) == 1
-    assert [study.evaluations(study.arms[0])[0].trials_at(n) for n in (512, 2048, 8192, 32768)] == [100, 32, 8, 5]
+    assert [study.evaluations(study.arms[0])[0].trials_at(n) for n in (512, 2048, 8192, 32768)] == [192, 48, 12, 5]
 
 
 HELD_OUT = """

@@ -14,7 +14,7 @@ from longsight.train.script import Material, pick
 from longsight.train.table import Table
 from longsight.train.tasks import Context, register
 
-# {a}: a property, {k}: who or what, {v}: a value, {n}: how many. Evaluation has the first form of each, with words of
+# {a}: a property, {k}: who or what, {v}: a value, {n}: how many. Evaluation has the first form of each, about things of
 # its own.
 STATED = ("One of the {a}s for {k} is {v}.", "Another {a} for {k} is {v}.", "Among the {a}s for {k} is {v}.")
 ASKED = ("The {n} {a}s for {k} are", "All {a}s for {k}:")
