@@ -270,7 +270,7 @@ def _sweeps(found: Findings) -> list[str]:
                 cells = [_mean(found.accuracy(arm, task, n, variant.name)) for n in lengths]
                 if any(cell != "-" for cell in cells):
                     rows.append([f"{arm.name}, evaluated {variant.name}", *cells])
-        if rows:
+        if len(rows) > 1:  # something to compare
             lines += ["", f"{task}:", "", *table(["trained, evaluated", *map(tokens, lengths)], rows)]
     return lines[1:]
 
