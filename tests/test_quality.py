@@ -106,11 +106,12 @@ def test_the_report_says_what_was_measured_and_no_more(study: Study, tmp_path: P
     assert "| dense | 3 | 2.0100 [2.0000, 2.0200] |" in text
     assert "| MSA converted | 3 | 2.1100 [2.1000, 2.1200] | 0.1000 [0.1000, 0.1000] |" in text
     assert "16K (64x)" in text
+    assert "(images/quality-recall-accuracy.png)" in text
     assert "MSA from scratch, evaluated k=8" in text
     assert "k 2, block 16" not in text  # no run, no row
     assert "| positions | 1 to 63 |" in text
     assert "| dense | 7.463 |" in text  # exp(2.01)
-    for name in ("quality-accuracy.png", "quality-loss.png"):
+    for name in ("quality-recall-accuracy.png", "quality-recall-loss.png"):
         assert image.imread(tmp_path / "docs" / "images" / name).std() > 0.02
 
 
@@ -325,7 +326,7 @@ def test_a_small_study_from_training_to_the_page(tmp_path: Path) -> None:
         assert [part["part"] for part in run["parts"]] == ["recall at 64", "recall at 128"]
     modes = [[bool(row["kl_0"]) for row in read_log(tmp_path / "out" / f"{arm}-0")] for arm in ("dense", "msa")]
     assert modes == [[False] * 6, [False] * 2 + [True] * 4]
-    page = (tmp_path / "docs" / "quality.md").read_text()
+    page = (tmp_path / "docs" / "quality-small.md").read_text()
     assert "from 2 of 3 runs" in page
     assert "| MSA: loss within 0.5% of dense |" in page
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != "record.json"]

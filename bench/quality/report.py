@@ -1,4 +1,4 @@
-"""docs/quality.md and its plots from what the runs left behind. Every figure comes from a file; nothing is typed in."""
+"""A page of docs and its plots from what the runs left behind. Every figure comes from a file; nothing is typed in."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _validation(log: Path) -> float | None:
 
 
 def write_report(study: Study, record: Mapping[str, Any], docs: Path) -> Path:
-    """Write quality.md and images/quality-*.png under `docs`; returns the page."""
+    """Write the study's page and images/PAGE-*.png under `docs`; returns the page."""
     images = docs / "images"
     images.mkdir(parents=True, exist_ok=True)
     main = [arm for arm in study.arms if not arm.sweep]
@@ -63,18 +63,19 @@ def write_report(study: Study, record: Mapping[str, Any], docs: Path) -> Path:
         lines += ["", f"## Accuracy: {task}", "", *_accuracies(found, main, task)]
     panels = {task: {arm.name: found.curve(arm, task) for arm in main} for task in found.tasks()}
     if any(curve for curves in panels.values() for curve in curves.values()):
-        plot_accuracy(images / "quality-accuracy.png", panels, "Accuracy against length, mean over seeds")
-        lines += ["", "![accuracy against length](images/quality-accuracy.png)"]
+        plot_accuracy(images / f"{study.page}-accuracy.png", panels, "Accuracy against length, mean over seeds")
+        lines += ["", f"![accuracy against length](images/{study.page}-accuracy.png)"]
     positions = {arm.name: curve for arm in main if (curve := found.positions(arm))}
     if positions:
-        plot_loss(images / "quality-loss.png", positions, "Loss by position, mean over seeds")
+        plot_loss(images / f"{study.page}-loss.png", positions, "Loss by position, mean over seeds")
         lines += ["", "## Perplexity by position", "", *_perplexities(found, main)]
-        lines += ["", "![loss by position](images/quality-loss.png)"]
+        lines += ["", f"![loss by position](images/{study.page}-loss.png)"]
     sweeps = _sweeps(found)
     if sweeps:
         lines += ["", "## Number and size of blocks", "", *sweeps]
-    (docs / "quality.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return docs / "quality.md"
+    page = docs / f"{study.page}.md"
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return page
 
 
 class Findings:

@@ -87,12 +87,10 @@ def one(study: Study, run: Run, out: Path, processes: Processes, *, retry: bool,
         command = [sys.executable, "-m", "bench.quality.evaluating", str(study.path.resolve()), run.directory]
         command += ["--out", str(out), "--threads", str(threads)]
         code = processes.run(command, directory / "evaluate.log", threads)
+        if _by_signal(code):
+            raise _stopped(directory, code)
         if code != 0:
-            raise (
-                _stopped(directory, code)
-                if _by_signal(code)
-                else StudyError(f"{directory} could not be evaluated, {_reason(directory / 'evaluate.log', code)}")
-            )
+            raise StudyError(f"{directory} could not be evaluated, {_reason(directory / 'evaluate.log', code)}")
 
 
 def train(study: Study, run: Run, directory: Path, how: str, processes: Processes, threads: int) -> None:

@@ -58,7 +58,8 @@ class Study:
     """train: the training file. evaluation: EvalSettings without its variants; sweep: what differs in it where arms of
     the sweep, or other variants than an arm's own, are evaluated. text, loss_text: files that evaluation reads;
     held_out: instead, the [[data]] of the training file whose documents it reads. training_length: what lengths are
-    multiples of. baseline: the arm that others are compared with. prepare: commands that make the data."""
+    multiples of. baseline: the arm that others are compared with. prepare: commands that make the data. page: the
+    report's name under docs."""
 
     path: Path
     train: Path
@@ -70,6 +71,7 @@ class Study:
     sweep: Mapping[str, Any] = field(default_factory=dict)
     held_out: str | None = None
     prepare: str = ""
+    page: str = "quality"
     text: tuple[Path, ...] = ()
     loss_text: tuple[Path, ...] = ()
     assignments: tuple[str, ...] = ()
@@ -134,7 +136,7 @@ class Study:
             )
             for name, arm in data["arms"].items()
         )
-        known = ("train", "prepare", "seeds", "baseline", "set", "evaluation", "arms")
+        known = ("train", "prepare", "page", "seeds", "baseline", "set", "evaluation", "arms")
         unknown = sorted(set(data) - set(known))
         if unknown:
             raise StudyError(f"{path}: {unknown[0]!r} is not a key of a study; there are {', '.join(known)}")
@@ -149,6 +151,7 @@ class Study:
             sweep=sweep,
             held_out=held_out,
             prepare=data.get("prepare", ""),
+            page=data.get("page", f"quality-{path.stem}"),
             text=text,
             loss_text=loss_text,
             assignments=tuple(data.get("set", ())),
