@@ -314,12 +314,22 @@ def test_goes_on_where_it_stopped(constructed: Path, tmp_path: Path) -> None:
     assert second["parts"][0]["seconds"] == 12345.0
     assert sorted(p["part"] for p in second["parts"]) == ["qa at 400", "qa at 500", "single at 400", "single at 500"]
     assert ("configured, single at 500", 6, 8) in seen
-    with pytest.raises(EvalError, match=r"other settings \(seed\)"):
-        evaluate(constructed, replace(settings, seed=1), tmp_path)
+    for change, name in (({"seed": 1}, "seed"), ({"prompt_tokens": 4000}, "prompt_tokens")):
+        with pytest.raises(EvalError, match=rf"other settings \({name}\)"):
+            evaluate(constructed, replace(settings, **change), tmp_path)
     for damaged in (b'{"about": ', b"[]", b"{}"):
         (tmp_path / FILE).write_bytes(damaged)
         with pytest.raises(EvalError, match="holds no results"):
             evaluate(constructed, settings, tmp_path)
+
+
+def test_long_prompts_may_be_fewer(constructed: Path, tmp_path: Path) -> None:
+    settings = EvalSettings(("single",), (400, 600), trials=8, prompt_tokens=2800)
+    results = evaluate(constructed, settings, tmp_path)
+    assert [part["questions"] for part in results["parts"]] == [7, 5]  # 2800 / 400; one of each depth
+    assert "8 prompts or 2,800 tokens of them per cell" in markdown(results)
+    with pytest.raises(EvalError, match=r"other settings \(prompt_tokens\)"):
+        evaluate(constructed, replace(settings, prompt_tokens=0), tmp_path)
 
 
 def test_nothing_is_asked_for_in_vain(constructed: Path, tmp_path: Path) -> None:
@@ -328,6 +338,7 @@ def test_nothing_is_asked_for_in_vain(constructed: Path, tmp_path: Path) -> None
         ({"tasks": ("single",), "lengths": (4,)}, "at least 16"),
         ({"tasks": ("single",), "lengths": ()}, "nothing to do"),
         ({"tasks": ("single",), "lengths": (400,), "trials": 0}, "trials"),
+        ({"tasks": ("single",), "lengths": (400,), "prompt_tokens": -1}, "prompt_tokens is -1"),
     ]
     for arguments, words in cases:
         with pytest.raises(EvalError, match=words):

@@ -229,6 +229,45 @@ def test_copied_tokens_follow_what_they_followed_before(context: Context, seed: 
         assert any(tokens[j : j + 3] == cue for j in range(i - 2)), i
 
 
+@pytest.mark.parametrize(("seed", "length"), [*((seed, 700) for seed in range(8)), (8, 150), (9, 60)])
+def test_lists_name_the_values_in_the_order_of_the_text(context: Context, seed: int, length: int) -> None:
+    text, learned, tokens, _ = row(context, "lists", length, seed, things=[1, 3], values=[2, 4])
+    assert len(tokens) == length
+    answers = re.findall(r"\n(?:The (\d+) (.+?)s for (.+?) are|All (.+?)s for (.+?):) (.+?)\.(?=\n|$)", text)
+    assert bool(answers) == (length > 60)  # a row too short for one thing is cut
+    for count, *words, said in answers:
+        first, second, third, fourth = words
+        stated = re.findall(rf"{re.escape(first or third)}s? for {re.escape(second or fourth)} is (.+?)\.", text)
+        assert re.split(", | and ", said) == stated
+        assert count in ("", str(len(stated)))
+        assert f" {said}." in learned
+
+
+@pytest.mark.parametrize(("seed", "length"), [*((seed, 900) for seed in range(8)), (8, 200)])
+def test_a_variable_has_the_number_that_its_chain_begins_with(context: Context, seed: int, length: int) -> None:
+    text, learned, tokens, _ = row(context, "tracking", length, seed, chains=[2, 3], links=[2, 4])
+    assert len(tokens) == length
+    known: dict[str, str] = {}
+    for name, source in re.findall(r"The value of ([A-Z]+) is (the value of [A-Z]+|\d+)\.", text):
+        known[name] = source if source.isdigit() else known[source.split()[-1]]  # set before it is used
+    asked = dict(re.findall(r"\nWritten as a number, the value of ([A-Z]+) is (\d+)\.", text))
+    assert asked == known
+    assert learned.split(".")[:-1] == [f" {number}" for number in asked.values()]
+
+
+@pytest.mark.parametrize(("seed", "zipf", "length"), [(s, z, 600) for s in range(5) for z in (0, 1)] + [(5, 0, 90)])
+def test_the_most_frequent_words_are_counted(context: Context, seed: int, zipf: int, length: int) -> None:
+    text, learned, tokens, _ = row(context, "counting", length, seed, asked=[1, 4], zipf=zipf)
+    assert length - 20 < len(tokens) <= length
+    words = text.removeprefix(DOCUMENT).partition("\n\nThe ")[0].split("\n")
+    count = {word: words.count(word) for word in words}
+    top = sorted(count, key=lambda word: (-count[word], words.index(word)))
+    said = re.split(", | and ", learned.strip(" ."))
+    assert said == top[: len(said)]
+    assert count[said[-1]] > max(count[word] for word in top[len(said) :])
+    assert (f"The {len(said)} words" if len(said) > 1 else "The word ") in text
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -238,6 +277,9 @@ def test_copied_tokens_follow_what_they_followed_before(context: Context, seed: 
         ("tool-calls", {"text": "prose", "tools": [0, 1]}, "tools is"),
         ("copying", {"text": "prose", "sizes": [2, 4]}, "sizes is"),
         ("copying", {"text": "prose", "vocabulary": 1 << 20}, "vocabulary is"),
+        ("lists", {"text": "prose", "values": [0, 2]}, "values is"),
+        ("tracking", {"text": "prose", "links": [3, 2]}, "links is"),
+        ("counting", {"text": "prose", "zipf": 1.5}, "zipf is"),
     ],
 )
 def test_bad_options_are_named(context: Context, name: str, options: dict[str, object], message: str) -> None:

@@ -1,4 +1,4 @@
-"""docs/quality.md and its plots from what the runs left behind. Every figure comes from a file; nothing is typed in."""
+"""A page of docs and its plots from what the runs left behind. Every figure comes from a file; nothing is typed in."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _validation(log: Path) -> float | None:
 
 
 def write_report(study: Study, record: Mapping[str, Any], docs: Path) -> Path:
-    """Write quality.md and images/quality-*.png under `docs`; returns the page."""
+    """Write the study's page and images/PAGE-*.png under `docs`; returns the page."""
     images = docs / "images"
     images.mkdir(parents=True, exist_ok=True)
     main = [arm for arm in study.arms if not arm.sweep]
@@ -63,17 +63,19 @@ def write_report(study: Study, record: Mapping[str, Any], docs: Path) -> Path:
         lines += ["", f"## Accuracy: {task}", "", *_accuracies(found, main, task)]
     panels = {task: {arm.name: found.curve(arm, task) for arm in main} for task in found.tasks()}
     if any(curve for curves in panels.values() for curve in curves.values()):
-        plot_accuracy(images / "quality-accuracy.png", panels, "Accuracy against length, mean over seeds")
-        lines += ["", "![accuracy against length](images/quality-accuracy.png)"]
+        plot_accuracy(images / f"{study.page}-accuracy.png", panels, "Accuracy against length, mean over seeds")
+        lines += ["", f"![accuracy against length](images/{study.page}-accuracy.png)"]
     positions = {arm.name: curve for arm in main if (curve := found.positions(arm))}
     if positions:
-        plot_loss(images / "quality-loss.png", positions, "Loss by position, mean over seeds")
-        lines += ["", "## Loss by position", "", "![loss by position](images/quality-loss.png)"]
+        plot_loss(images / f"{study.page}-loss.png", positions, "Loss by position, mean over seeds")
+        lines += ["", "## Perplexity by position", "", *_perplexities(found, main)]
+        lines += ["", f"![loss by position](images/{study.page}-loss.png)"]
     sweeps = _sweeps(found)
     if sweeps:
         lines += ["", "## Number and size of blocks", "", *sweeps]
-    (docs / "quality.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return docs / "quality.md"
+    page = docs / f"{study.page}.md"
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return page
 
 
 class Findings:
@@ -114,14 +116,19 @@ class Findings:
             if (values := self.accuracy(arm, task, length))
         ]
 
-    def positions(self, arm: Arm) -> list[tuple[float, dict[str, Any]]]:
+    def losses_by_position(self, arm: Arm) -> dict[tuple[int, int], list[float]]:
+        """(first position, one past the last) -> nats, one per seed; in order."""
         buckets: dict[tuple[int, int], list[float]] = {}
         for run in self.runs:
             for part in run["parts"] if run["arm"] == arm.name else ():
                 if "loss" in part and part["attention"] == arm.evaluate[0].name:
                     for bucket in part["loss"]:
                         buckets.setdefault((bucket["first"], bucket["last"]), []).append(bucket["value"])
-        return [(math.sqrt(a * (b - 1)), intervals.bootstrap(v).to_dict()) for (a, b), v in sorted(buckets.items())]
+        return dict(sorted(buckets.items()))
+
+    def positions(self, arm: Arm) -> list[tuple[float, dict[str, Any]]]:
+        losses = self.losses_by_position(arm)
+        return [(math.sqrt(a * (b - 1)), intervals.bootstrap(values).to_dict()) for (a, b), values in losses.items()]
 
     @property
     def baseline(self) -> Arm:
@@ -136,10 +143,12 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate:
 
 def _preamble(study: Study, record: Mapping[str, Any]) -> list[str]:
     states = [run["state"] for run in record["runs"]]
+    settings = study.evaluations(study.arms[0])[0]
+    bound = f" or {settings.prompt_tokens:,} tokens of them" if settings.prompt_tokens else ""
     lines = [
         f"The same data, tokens and size under several kinds of attention: study `{study.name}`, {len(study.seeds)} "
-        f"training seeds, trained at {study.training_length:,} tokens, {study.settings(study.arms[0]).trials} prompts "
-        "per task, length and seed, the same for all. Written by",
+        f"training seeds, trained at {study.training_length:,} tokens, {settings.trials} prompts{bound} per task, "
+        "length and seed, the same for all. Written by",
         "",
         f"    python -m bench.quality {_relative(study.path)}",
         "",
@@ -215,6 +224,18 @@ def _losses(found: Findings, arms: Sequence[Arm]) -> list[str]:
     return table(["arm", "seeds", "loss, nats", f"minus {found.baseline.name}"], rows)
 
 
+def _perplexities(found: Findings, arms: Sequence[Arm]) -> list[str]:
+    """exp of the mean loss over seeds."""
+    losses = {arm.name: found.losses_by_position(arm) for arm in arms}
+    places = sorted({place for by_place in losses.values() for place in by_place})
+    rows = [
+        [name, *(f"{math.exp(sum(v) / len(v)):,.4g}" if (v := by_place.get(p)) else "-" for p in places)]
+        for name, by_place in losses.items()
+        if by_place
+    ]
+    return table(["positions", *(f"{a:,} to {b - 1:,}" for a, b in places)], rows)
+
+
 def _accuracies(found: Findings, arms: Sequence[Arm], task: str) -> list[str]:
     lengths = found.lengths()
     head = ["arm", *(f"{tokens(n)} ({n / found.study.training_length:g}x)" for n in lengths)]
@@ -250,7 +271,7 @@ def _sweeps(found: Findings) -> list[str]:
                 cells = [_mean(found.accuracy(arm, task, n, variant.name)) for n in lengths]
                 if any(cell != "-" for cell in cells):
                     rows.append([f"{arm.name}, evaluated {variant.name}", *cells])
-        if rows:
+        if len(rows) > 1:  # something to compare
             lines += ["", f"{task}:", "", *table(["trained, evaluated", *map(tokens, lengths)], rows)]
     return lines[1:]
 

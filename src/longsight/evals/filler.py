@@ -1,7 +1,7 @@
 """Plain English without meaning, and words to build needles from: generated, so that no text is needed.
 
-On purpose nothing here is shared with the facts that models are trained on (train/facts.py): what is tested should not
-be what was drilled.
+On purpose no list here is shared with the tasks that models are trained on (train/facts.py): what is tested should not
+be what was drilled. The forms of sentences are shared.
 """
 
 from __future__ import annotations

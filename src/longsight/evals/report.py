@@ -18,8 +18,10 @@ def markdown(results: Results) -> str:
     """One table of tasks by lengths per attention, then depth by length, then loss by position."""
     parts = results["parts"]
     out = ["# Evaluation", ""]
+    bound = results["about"].get("prompt_tokens", 0)
+    fewer = f" or {bound:,} tokens of them" if bound else ""
     out.append(
-        f"Greedy answers, {results['about']['trials']} prompts per cell, seed {results['about']['seed']}. In "
+        f"Greedy answers, {results['about']['trials']} prompts{fewer} per cell, seed {results['about']['seed']}. In "
         "brackets the 95 % Wilson interval."
     )
     for attention in attentions(results):

@@ -41,13 +41,16 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True)
 class EvalSettings:
     """tasks: of TEXT_TASKS, or "recall". lengths: tokens of prompt and answer together. trials: prompts per task and
-    length; prompt i of a length asks at depth DEPTHS[i % 5]. loss_length: 0 = no loss by position; else documents of so
-    many tokens, `loss_documents` of them. likelihood: also the log-probability of the answers.
+    length; prompt i of a length asks at depth DEPTHS[i % 5]. prompt_tokens: 0, or the most that the prompts of one task
+    and length may have together: longer prompts are then fewer, though never fewer than one of each depth.
+    loss_length: 0 = no loss by position; else documents of so many tokens, `loss_documents` of them. likelihood: also
+    the log-probability of the answers.
     """
 
     tasks: tuple[str, ...]
     lengths: tuple[int, ...]
     trials: int = 20
+    prompt_tokens: int = 0
     seed: int = 0
     variants: tuple[Variant, ...] = (Variant(),)
     likelihood: bool = False
@@ -61,6 +64,8 @@ class EvalSettings:
         for task in self.tasks:
             if task not in known:
                 raise EvalError(f"no task is called {task!r}; there are {', '.join(known)}")
+        if self.prompt_tokens < 0:
+            raise EvalError(f"prompt_tokens is {self.prompt_tokens}; it must be at least 0")
         for name in ("trials", "loss_documents"):
             if getattr(self, name) < 1:
                 raise EvalError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -68,6 +73,12 @@ class EvalSettings:
             raise EvalError(f"lengths are {list(self.lengths)}; each must be at least 16 tokens")
         if not (self.tasks and self.lengths) and not self.loss_length:
             raise EvalError("nothing to do: give tasks and lengths, or a loss length")
+
+    def trials_at(self, length: int) -> int:
+        """Prompts of this length."""
+        if not self.prompt_tokens:
+            return self.trials
+        return min(self.trials, max(self.prompt_tokens // length, len(DEPTHS)))
 
 
 @dataclass(frozen=True)
@@ -166,7 +177,7 @@ class _Run:
         settings = self.settings
         for length in settings.lengths:
             for task in settings.tasks:
-                yield Part(f"{task} at {length}", settings.trials, partial(self.task, task, length))
+                yield Part(f"{task} at {length}", settings.trials_at(length), partial(self.task, task, length))
         if settings.loss_length:
             yield Part(f"loss at {settings.loss_length}", settings.loss_documents, self.loss)
 
@@ -202,7 +213,7 @@ class _Run:
 
     def samples(self, task: str, length: int) -> Iterator[Sample]:
         """The same ones for every model and variant. Raises EvalError where the length does not suffice."""
-        for trial in range(self.settings.trials):
+        for trial in range(self.settings.trials_at(length)):
             rng = random.Random(f"{self.settings.seed}/{task}/{length}/{trial}")
             if task == RECALL:
                 yield recall(self.settings.recall, rng, length)
@@ -258,6 +269,7 @@ def _about(path: Path, settings: EvalSettings, texts: Texts) -> dict[str, Any]:
     return {
         "checkpoint": fingerprint(path).hex(),
         "trials": settings.trials,
+        **({"prompt_tokens": settings.prompt_tokens} if settings.prompt_tokens else {}),
         "seed": settings.seed,
         "likelihood": settings.likelihood,
         "loss_documents": settings.loss_documents,
@@ -273,7 +285,7 @@ def _open(file: Path, about: dict[str, Any]) -> dict[str, Any]:
     try:
         results: dict[str, Any] = json.loads(file.read_bytes())
         theirs = results["about"]
-        differing = [name for name in about if theirs.get(name) != about[name]]
+        differing = [name for name in about | theirs if theirs.get(name) != about.get(name)]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise EvalError(f"{file} holds no results of an evaluation; delete it, or use another directory") from error
     if differing:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longsight.train.facts import Fact, facts
+from longsight.train.hiding import hide, joined
 from longsight.train.packing import Sequences
 from longsight.train.script import Material, Script, pick
 from longsight.train.table import Table
@@ -19,7 +20,6 @@ SYSTEM = (
     "Be brief.",
     "You answer from the text given.",
 )
-BETWEEN = (" ", "\n", "\n\n")
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,8 @@ class Questions:
                 break
             hidden = hidden[: max(len(hidden) // 2, 1)]  # too short a row for so many
             asked = [fact for fact in asked if fact in hidden] or hidden[:1]
-        self._text(begin, rng, hidden, room)
-        begin.add(rest.ids).learned[len(begin) - len(rest) :] = rest.learned
-        del begin.ids[length:], begin.learned[length:]
-        return begin.row()
+        hide(begin, self.material, rng, [hidden[i].statement for i in rng.permutation(len(hidden))], room)
+        return joined(begin, rest, length)
 
     def _begin(self, rng: np.random.Generator, chat: bool) -> Script:
         script = self.turns.begin()
@@ -68,18 +66,6 @@ class Questions:
 
     def _cost(self, hidden: list[Fact]) -> int:
         return sum(len(self.material.encode(f"\n\n{fact.statement}")) for fact in hidden)
-
-    def _text(self, script: Script, rng: np.random.Generator, hidden: list[Fact], room: int) -> None:
-        """Real text with the facts at random places, `room` tokens in all."""
-        needles = [
-            self.material.encode(f"{pick(rng, BETWEEN)}{hidden[i].statement}") for i in rng.permutation(len(hidden))
-        ]
-        filler = self.material.filler(rng, max(room - sum(map(len, needles)), 0))
-        before = 0
-        for place, needle in zip(np.sort(rng.integers(0, len(filler) + 1, len(needles))), needles, strict=True):
-            script.add(filler[before:place]).add(needle)
-            before = int(place)
-        script.add(filler[before:])
 
     def _dialogue(self, rng: np.random.Generator, asked: list[Fact]) -> Script:
         """The end of the user's first turn, and all that follows."""

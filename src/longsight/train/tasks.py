@@ -62,7 +62,15 @@ def register(name: str) -> Callable[[Factory], Factory]:
 
 def build(name: str, options: Mapping[str, Any], context: Context, where: str = "") -> Task:
     """A task by name. Raises ConfigError for an unknown name or option, or for values out of range."""
-    from longsight.train import copying, questions, recall, tool_calls  # noqa: F401  each registers itself
+    from longsight.train import (  # noqa: F401  each registers itself
+        copying,
+        counting,
+        lists,
+        questions,
+        recall,
+        tool_calls,
+        tracking,
+    )
 
     if name not in TASKS:
         raise ConfigError(f"{where}task is {name!r}; expected one of {', '.join(sorted(TASKS))}")
