@@ -11,16 +11,20 @@ import numpy as np
 from longsight.train.script import Material, chance, pick
 
 # {k}: who or what, {v}: the answer, {a}: a property.
-PROPERTY_STATED = (
+# Close to an answer: the subject right before the value, so that what follows the same words may be copied.
+STATED_DIRECTLY = (
     "The {a} for {k} is {v}.",
     "The {a} of {k} is {v}.",
-    "{k}'s {a} is {v}.",
     "Remember: the {a} for {k} is {v}.",
     "Note that the {a} of {k} is {v}.",
+    "By the way, the {a} for {k} is {v}.",
     "One of the {a}s for {k} is: {v}.",
     "The {a} of {k}: {v}.",
+)
+# The subject further away, or after the value: a model must gather who a sentence is about.
+STATED_ROUNDABOUT = (
+    "{k}'s {a} is {v}.",
     "For {k}, the {a} is {v}.",
-    "By the way, the {a} for {k} is {v}.",
     "It is well known that {k}'s {a} is {v}.",
     "Keep in mind that {v} is the {a} of {k}.",
     "{v} is the {a} for {k}.",
@@ -41,6 +45,7 @@ PROPERTY_ASKED = (
     ("Give me {k}'s {a}, please.", "{k}'s {a} is"),
     ("Do you know {k}'s {a}?", "{k}'s {a} is"),
 )
+ASKED_DIRECTLY = tuple(asked for asked in PROPERTY_ASKED if asked[1].endswith("{k} is"))
 PROPERTIES = (
     *("secret code", "magic number", "special magic number", "password", "access code", "phone number", "passkey"),
     *("locker combination", "serial number", "badge number", "flight number", "account number", "order number"),
@@ -75,32 +80,42 @@ class Fact:
     answer: str
 
 
-def facts(material: Material, rng: np.random.Generator, count: int) -> list[Fact]:
-    """Different facts, some about one subject or of one property, so that the half of a match is not enough."""
+def facts(material: Material, rng: np.random.Generator, count: int, roundabout: float = 0.4) -> list[Fact]:
+    """Different facts, some about one subject or of one property, so that the half of a match is not enough.
+
+    roundabout: share of properties that may be stated in other words than those they are told in."""
     made: list[Fact] = []
     shared = pick(rng, PROPERTIES) if rng.random() < 0.4 else None
     while len(made) < count:
         subject_ = pick(rng, made).subject if made and rng.random() < 0.15 else subject(material, rng)
-        fact = _relation(material, rng, subject_) if rng.random() < 0.2 else _property(material, rng, subject_, shared)
+        fact = (
+            _relation(material, rng, subject_)
+            if rng.random() < 0.2
+            else _property(material, rng, subject_, shared, roundabout)
+        )
         if all((fact.subject, fact.property) != (other.subject, other.property) for other in made):
             made.append(fact)
     return made
 
 
-def _property(material: Material, rng: np.random.Generator, subject: str, shared: str | None) -> Fact:
+def _property(
+    material: Material, rng: np.random.Generator, subject: str, shared: str | None, roundabout: float
+) -> Fact:
     name = shared or chance(
         rng,
         (0.8, lambda: str(pick(rng, PROPERTIES))),
         (0.2, lambda: f"{material.word(rng)} {pick(rng, ('number', 'code', 'name', 'word'))}"),
     )
     answer = value(material, rng)
-    question, begins = pick(rng, PROPERTY_ASKED)
+    far = rng.random() < roundabout
+    stated = pick(rng, STATED_ROUNDABOUT if far else STATED_DIRECTLY)
+    question, begins = pick(rng, PROPERTY_ASKED if far else ASKED_DIRECTLY)
     words = {"k": subject, "a": name, "v": answer}
     return Fact(
         subject,
         name,
         answer,
-        _filled(pick(rng, PROPERTY_STATED), words),
+        _filled(stated, words),
         _filled(question, words),
         _filled(f"{begins} {{v}}.", words),
     )

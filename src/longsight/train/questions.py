@@ -27,7 +27,8 @@ class Questions:
     """facts, asked: how many facts a row hides and how many it asks for, both ends included. thinking, plain: shares of
     rows that think before they answer, by quoting the text, and that are no chat but a text to go on with. drill: share
     of chats in which only the facts' values are learned, not how an answer is worded, which small models know long
-    before they find the value."""
+    before they find the value. roundabout: share of properties that the text may state in other words than an answer
+    does."""
 
     material: Material
     turns: Turns
@@ -36,12 +37,14 @@ class Questions:
     thinking: float
     plain: float
     drill: float
+    roundabout: float
 
     def words(self) -> tuple[str, ...]:
         return ()
 
     def sample(self, rng: np.random.Generator, length: int) -> Sequences:
-        hidden = facts(self.material, rng, int(rng.integers(self.facts[0], self.facts[1], endpoint=True)))
+        count = int(rng.integers(self.facts[0], self.facts[1], endpoint=True))
+        hidden = facts(self.material, rng, count, self.roundabout)
         count = min(int(rng.integers(self.asked[0], self.asked[1], endpoint=True)), len(hidden))
         asked = [hidden[i] for i in rng.permutation(len(hidden))[:count]]
         chat = rng.random() >= self.plain
@@ -102,4 +105,5 @@ def questions(table: Table, context: Context) -> Questions:
         thinking=table.number("thinking", 0.25, most=1.0),
         plain=table.number("plain", 0.1, most=1.0),
         drill=table.number("drill", 0.0, most=1.0),
+        roundabout=table.number("roundabout", 0.4, most=1.0),
     )
