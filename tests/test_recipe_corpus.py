@@ -18,6 +18,7 @@ pytest.importorskip("selectolax")
 from longsight.model.errors import ConfigError
 from longsight.model.markup import DOCUMENT, END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 from longsight.model.tokenizer import FILE, Tokenizer
+from longsight.train.config import TrainConfig
 from longsight.train.tokenizer import train
 from longsight.train.tokens import TokenFile
 from recipes.embedded import corpus, extract, licences, packages
@@ -294,3 +295,10 @@ def test_the_corpus_as_token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (ids[0], ids[-1]) == (read.added_tokens[DOCUMENT], read.added_tokens[END_OF_TURN])
     assert read.decode(ids) == PROSE[1]
     assert recipe.main(["--corpus", str(source), "--out", str(out)]) == 1
+
+
+def test_the_training_file_is_sound() -> None:
+    config = TrainConfig.from_file(Path(corpus.__file__).with_name("train.toml"))
+    assert [stage.name for stage in config.stages] == ["copy", "ask", "warm-up", "sparse", "long"]
+    assert config.tokenizer.chat_template is not None
+    assert config.tokenizer.chat_template.is_file()
