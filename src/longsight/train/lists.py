@@ -45,8 +45,10 @@ class Lists:
         material, asked = self.plain.material, []
         told: list[tuple[int, str, str]] = []  # thing, value, statement
         names: list[tuple[str, str]] = []
+        # Often one property for all, so that only the thing tells them apart.
+        shared = str(pick(rng, PROPERTIES)) if rng.random() < 0.6 else None
         for thing in range(things):
-            names.append((str(pick(rng, PROPERTIES)), subject(material, rng)))
+            names.append((shared or str(pick(rng, PROPERTIES)), subject(material, rng)))
             count = int(rng.integers(min(self.values[0], most), most, endpoint=True))
             values = list(dict.fromkeys(value(material, rng) for _ in range(count)))
             words = dict(zip("ak", names[thing], strict=True))
