@@ -234,10 +234,10 @@ def test_the_study_on_text(tmp_path: Path) -> None:
             assert policy is None or policy.window + 1 + policy.random == model.topk_blocks
         own, *others = study.evaluations(run.arm)
         assert own.lengths == tuple(n * study.training_length for n in (1, 4, 16, 64))
-        assert len(own.tasks) == (4 if run.arm.sweep else 8)
-        assert all(len(other.tasks) == 4 and not other.loss_length for other in others)
+        assert len(own.tasks) == (3 if run.arm.sweep else 8)
+        assert all(len(other.tasks) == 3 and not other.loss_length for other in others)
     assert len(stages) == 1
-    assert [study.evaluations(study.arms[0])[0].trials_at(n) for n in (512, 2048, 8192, 32768)] == [192, 48, 12, 5]
+    assert [study.evaluations(study.arms[0])[0].trials_at(n) for n in (512, 2048, 8192, 32768)] == [128, 32, 8, 5]
 
 
 HELD_OUT = """

@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             study.check_data()
             carry_out(study, out, retry=args.retry, jobs=args.jobs, threads=args.threads)
         record = collect(study, out)
+        out.mkdir(parents=True, exist_ok=True)
         (out / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(write_report(study, record, args.docs))
     except LongsightError as error:
