@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
-import os
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from longsight.ops.batch import Batch
-from longsight.ops.errors import BackendUnavailableError
+from longsight.ops.choice import NAMES, load, problem_of
 from longsight.ops.layout import LayerPages
-from longsight.ops.memory import reuse_freed_memory
 from longsight.ops.weights import PackedExperts, PackedLinear
 
-log = logging.getLogger("longsight")
-NAMES = ("cpu", "reference")
+__all__ = ["NAMES", "Backend", "choose", "supports"]
+KIND = "backend"
 
 
 class Backend(Protocol):
@@ -59,39 +55,10 @@ class Backend(Protocol):
 
 def supports(name: str) -> str | None:
     """None if backend `name` can run here, else the reason why not."""
-    if name == "reference":
-        return None
-    if name == "cpu":
-        from longsight.ops import kernels
-
-        return kernels.unavailable_reason()
-    return f"unknown backend {name!r}; known: {', '.join(NAMES)}"
+    return problem_of(name, KIND)
 
 
 def choose(name: str | None = None) -> tuple[Backend, str]:
-    """The backend to use and the reason.
-
-    `name` (or the environment's LONGSIGHT_BACKEND) asks for one and raises BackendUnavailableError if it cannot run.
-    Without a name the fastest that can run is taken; a fall to the reference is logged as a warning with its cause.
-    """
-    asked = name or os.environ.get("LONGSIGHT_BACKEND")
-    if asked:
-        problem = supports(asked)
-        if problem:
-            raise BackendUnavailableError(f"backend {asked!r} cannot run: {problem}")
-        return _load(asked), "asked for by name"
-    problem = supports("cpu")
-    if problem is None:
-        from longsight.ops import kernels
-
-        reason = f"compiled CPU kernels, {kernels.isa()}"
-        log.debug("backend cpu: %s", reason)
-        return _load("cpu"), reason
-    reason = f"CPU kernels are unavailable ({problem}); the plain PyTorch reference is exact but very slow"
-    log.warning("backend reference: %s", reason)
-    return _load("reference"), reason
-
-
-def _load(name: str) -> Backend:
-    reuse_freed_memory()
-    return cast(Backend, importlib.import_module(f"longsight.ops.{name}"))
+    """The backend to use and the reason; `choice.load` says how it is chosen and what it raises."""
+    module, reason = load(name, "longsight.ops", KIND, "very slow")
+    return cast(Backend, module), reason

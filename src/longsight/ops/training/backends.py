@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import logging
-import os
 from typing import Protocol, cast
 
 from torch import Tensor
 
-from longsight.ops import kernels
-from longsight.ops.errors import BackendUnavailableError
-from longsight.ops.memory import bound_shape_caches, reuse_freed_memory
+from longsight.ops.choice import NAMES, load, problem_of
+from longsight.ops.memory import bound_shape_caches
 from longsight.ops.training.documents import Documents
 
-log = logging.getLogger("longsight")
-NAMES = ("cpu", "reference")
+__all__ = ["NAMES", "TrainingBackend", "choose", "supports"]
+KIND = "training backend"
 
 
 class TrainingBackend(Protocol):
@@ -80,38 +75,11 @@ class TrainingBackend(Protocol):
 
 def supports(name: str) -> str | None:
     """None if training backend `name` can run here, else the reason why not."""
-    if name == "reference":
-        return None
-    if name == "cpu":
-        if importlib.util.find_spec("longsight.ops.training.cpu") is None:
-            return "this version has no CPU kernels for training"
-        return kernels.unavailable_reason()
-    return f"unknown training backend {name!r}; known: {', '.join(NAMES)}"
+    return problem_of(name, KIND)
 
 
 def choose(name: str | None = None) -> tuple[TrainingBackend, str]:
-    """The training backend to use and the reason.
-
-    `name` (or the environment's LONGSIGHT_BACKEND) asks for one and raises BackendUnavailableError if it cannot run.
-    Without a name the fastest that can run is taken; a fall to the reference is logged as a warning with its cause.
-    """
-    asked = name or os.environ.get("LONGSIGHT_BACKEND")
-    if asked:
-        problem = supports(asked)
-        if problem:
-            raise BackendUnavailableError(f"training backend {asked!r} cannot run: {problem}")
-        return _load(asked), "asked for by name"
-    problem = supports("cpu")
-    if problem is None:
-        reason = f"compiled CPU kernels, {kernels.isa()}"
-        log.debug("training backend cpu: %s", reason)
-        return _load("cpu"), reason
-    reason = f"CPU kernels are unavailable ({problem}); the plain PyTorch reference is exact but slow"
-    log.warning("training backend reference: %s", reason)
-    return _load("reference"), reason
-
-
-def _load(name: str) -> TrainingBackend:
-    reuse_freed_memory()
+    """The training backend to use and the reason; `ops.choice.load` says how it is chosen and what it raises."""
+    module, reason = load(name, "longsight.ops.training", KIND, "slow")
     bound_shape_caches()
-    return cast(TrainingBackend, importlib.import_module(f"longsight.ops.training.{name}"))
+    return cast(TrainingBackend, module), reason
