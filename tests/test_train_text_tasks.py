@@ -229,6 +229,19 @@ def test_copied_tokens_follow_what_they_followed_before(context: Context, seed: 
         assert any(tokens[j : j + 3] == cue for j in range(i - 2)), i
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_in_narrow_rows_four_tokens_tell_the_next(context: Context, seed: int) -> None:
+    _, _, tokens, targets = row(context, "copying", 512, seed, narrow=1.0, alphabet=[8, 12], sizes=[6, 20])
+    learned = [i + 1 for i, target in enumerate(targets) if target != IGNORED]
+    assert len(learned) > 60
+    misleading = 0
+    for i in learned:
+        followers = [{tokens[j + n] for j in range(i - n) if tokens[j : j + n] == tokens[i - n : i]} for n in (1, 4)]
+        assert followers[1] == {tokens[i]}
+        misleading += len(followers[0]) > 1
+    assert misleading > len(learned) / 2
+
+
 @pytest.mark.parametrize(("seed", "length"), [*((seed, 700) for seed in range(8)), (8, 150), (9, 60)])
 def test_lists_name_the_values_in_the_order_of_the_text(context: Context, seed: int, length: int) -> None:
     text, learned, tokens, _ = row(context, "lists", length, seed, things=[1, 3], values=[2, 4])
