@@ -66,6 +66,9 @@ def test_the_plan(study: Study) -> None:
     assert len(runs) == 3 * len(study.arms)
     assert len({run.directory for run in runs}) == len(runs)
     assert study.train.exists()
+    order = [(run.arm.sweep, run.seed) for run in Study.from_file(TEXT_STUDY).runs()]
+    assert order == sorted(order)
+    assert {sweep for sweep, _ in order} == {False, True}
     converted = next(run for run in runs if run.arm.name == "MSA converted" and run.seed == 2)
     assert converted.directory == "msa-converted-2"
     assert "run.seed=2" in converted.assignments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -173,8 +174,9 @@ class Study:
             raise StudyError(f"{self.path}: evaluation: {error}") from error
 
     def runs(self) -> Iterator[Run]:
-        """Seed by seed, so that a study that is interrupted has whole comparisons."""
-        for seed in self.seeds:
+        """The comparison before the sweeps, and seed by seed: a study that is interrupted has whole comparisons."""
+        for sweep, seed in itertools.product((False, True), self.seeds):
             for arm in self.arms:
-                modes = [f'stage.{i}.attention="{mode}"' for i, mode in enumerate(arm.attention, 1)]
-                yield Run(arm, seed, (f"run.seed={seed}", *self.assignments, *modes, *arm.assignments))
+                if arm.sweep is sweep:
+                    modes = [f'stage.{i}.attention="{mode}"' for i, mode in enumerate(arm.attention, 1)]
+                    yield Run(arm, seed, (f"run.seed={seed}", *self.assignments, *modes, *arm.assignments))
