@@ -21,7 +21,7 @@ from longsight.model.tokenizer import FILE, Tokenizer
 from longsight.train.config import TrainConfig
 from longsight.train.tokenizer import train
 from longsight.train.tokens import TokenFile
-from recipes.embedded import corpus, extract, licences, packages
+from recipes.embedded import code, corpus, extract, licences, packages
 from recipes.embedded import tokenizer as recipe
 from recipes.embedded.clean import SHORTEST_DOCUMENT, Cleaner, is_prose, plain
 from recipes.embedded.sources import SOURCES, Source
@@ -212,6 +212,36 @@ def test_from_packages_to_a_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "| tale | 1.0 | public domain | 1 |" in (tmp_path / "SOURCES.md").read_text()
     assert corpus.main(arguments) == 0
     assert (tmp_path / "corpus.jsonl").read_bytes() == first
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb, which makes the package that is read")
+def test_code_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tokenizer: Tokenizer
+) -> None:
+    debs, source = tmp_path / "debs", "def old(mill):\n    return mill  # ]~!b[\n"
+    files = {
+        "lib/a.py": source,
+        "lib/long.py": source * 9,
+        "lib/no.txt": "no",
+        "doc/mill/copyright": "in the public domain",
+    }
+    _package(debs, "mill", "python", {**files, "doc/mill/copyright": "in the public domain"})
+    monkeypatch.setattr(code, "RAW", (Source("mill", r"\.py$", at_most=100),))
+    arguments = ["--work", str(tmp_path), "--debs", str(debs), "--sources", str(tmp_path / "CODE.md")]
+    assert code.main(arguments) == 1
+    assert "python -m recipes.embedded.tokenizer" in capsys.readouterr().err
+    (tmp_path / "tokens").mkdir()
+    recipe.learn([*PROSE, "year 1987 and 12345"], vocab_size=1800).save(str(tmp_path / "tokens" / FILE))
+    for _ in range(2):
+        assert code.main(arguments) == 0
+        tokens = TokenFile(tmp_path / "code")
+        assert len(tokens) == 1  # the other file is more than is wanted
+        ids = tokens.read(0, 0, int(tokens.lengths()[0])).tolist()
+        ends = tokenizer.added_tokens[DOCUMENT], tokenizer.added_tokens[END_OF_TURN]
+        assert (ids[0], ids[-1]) == ends
+        assert set(ends).isdisjoint(ids[1:-1])
+        assert tokenizer.decode(ids[1:-1]) == source
+        assert f"| mill | 1.0 | public domain | 1 | {len(source)} |" in (tmp_path / "CODE.md").read_text()
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb, which makes the package that is read")

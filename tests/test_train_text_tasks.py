@@ -84,9 +84,11 @@ def turns(text: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_facts_are_different_and_answers_are_in_their_statements(context: Context, seed: int) -> None:
+@pytest.mark.parametrize("alike", [False, True])
+def test_facts_are_different_and_answers_are_in_their_statements(context: Context, seed: int, alike: bool) -> None:
     assert context.tokenizer is not None
-    made = facts(Material(context.tokenizer, context.texts["prose"]), np.random.default_rng(seed), 20)
+    material = Material(context.tokenizer, context.texts["prose"])
+    made = facts(material, np.random.default_rng(seed), 20, alike=alike)
     assert len({(fact.subject, fact.property) for fact in made}) == 20
     for fact in made:
         assert fact.value in fact.statement
@@ -94,6 +96,20 @@ def test_facts_are_different_and_answers_are_in_their_statements(context: Contex
         assert fact.subject.lower() in fact.statement.lower()
         assert fact.subject.lower() in fact.question.lower()
         assert "{" not in fact.statement + fact.question + fact.answer
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_subjects_that_are_alike_share_their_words(context: Context, seed: int) -> None:
+    assert context.tokenizer is not None
+    material = Material(context.tokenizer, context.texts["prose"])
+
+    def shared(alike: bool) -> float:
+        made = facts(material, np.random.default_rng(seed), 60, alike=alike)
+        subjects = {fact.subject for fact in made}
+        words = [word for subject in subjects for word in set(re.split("[ -]", subject)) - {"the"}]
+        return sum(words.count(word) > 1 for word in words) / len(words)
+
+    assert shared(True) > 0.7 > 0.4 > shared(False)
 
 
 @pytest.mark.parametrize("seed", range(8))
