@@ -228,6 +228,26 @@ def test_the_template_opens_the_answer_as_the_thinking_mode_asks() -> None:
         assert TEMPLATE.render(asked, thinking_mode=mode).endswith(f"{TURN}ai\n{opened}")
 
 
+def test_wishes_as_people_say_them(context: Context) -> None:
+    text, _, _, _ = row(context, "tool-calls", 3000, 3, tools=[1, 1], unnamed=1.0, described=1.0)
+    declared = [json.loads(tool) for tool in re.findall(r"<tool>(.+?)</tool>", text)]
+    assert all(
+        p["description"].startswith("The ") for tool in declared for p in tool["parameters"]["properties"].values()
+    )
+    options: dict[str, Any] = {"tools": [1, 1], "thinking": 0, "unnamed": 1.0}
+    for seed in range(40):  # until a function has one parameter
+        text, _, _, _ = row(context, "tool-calls", 400, seed, **options)
+        names = re.findall(rf"{re.escape(NAMESPACE)}<(\w+)>(.+?){re.escape(NAMESPACE)}</\1>", text)
+        tool = json.loads(re.findall(r"<tool>(.+?)</tool>", text)[0])
+        if names and len(tool["parameters"]["properties"]) == 1:
+            break
+    name, value = names[0]
+    wish = next(said for role, said in turns(text) if role == "user")
+    assert value in wish
+    assert f"{name} {value}" not in wish
+    assert f"{name} is {value}" not in wish
+
+
 def test_a_row_too_short_for_its_tools_declares_fewer(context: Context) -> None:
     for length in (60, 200, 400):
         _, _, tokens, _ = row(context, "tool-calls", length, 1, tools=[6, 6])

@@ -52,7 +52,8 @@ class SourceConfig:
     """One [[data]]: `tokens`, a directory that `longsight tokenize` wrote, or `task`, the name of a generated task.
 
     part: which documents of the token file, as shares of a fixed shuffle: (0, 0.99) and (0.99, 1) never meet.
-    options: what the task's own keys say.
+    options: what the task's own keys say. each: tokens of one sample of the task, of which a row then holds as many as
+    fit; 0 for one sample as long as the row.
     """
 
     name: str
@@ -61,6 +62,7 @@ class SourceConfig:
     part: tuple[float, float] = (0.0, 1.0)
     task: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    each: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

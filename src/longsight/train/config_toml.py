@@ -152,7 +152,8 @@ def _source(table: Table, directory: Path) -> c.SourceConfig:
         )
     if "task" in table:
         task = table.text("task")
-        return c.SourceConfig(name=name, weight=weight, task=task, options=table.rest())
+        each = table.integer("each", 0)
+        return c.SourceConfig(name=name, weight=weight, task=task, options=table.rest(), each=each)
     tokens = directory / table.text("tokens")
     part = table.numbers("part", (0.0, 1.0), most=1.0)
     table.finish(("name", "weight", "tokens", "part", "task"))
