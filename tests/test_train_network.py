@@ -131,6 +131,14 @@ def test_rope_positions_and_block_positions_are_apart(network: Network) -> None:
     assert int(seen[4].max()) == 149 // CONFIG.block_size
 
 
+def test_a_stage_may_keep_another_number_of_blocks(network: Network) -> None:
+    seen = record_blocks(network)
+    network(batch_of(), SPARSE)
+    network.topk = network.config.topk_blocks - 1
+    network(batch_of(), SPARSE)
+    assert [ids.shape[-1] for ids in seen] == 2 * [network.topk + 1] + 2 * [network.topk]
+
+
 def test_output(network: Network) -> None:
     """Loss and hits over the targets alone; KL and captured mass where the modes have them."""
     batch = batch_of()

@@ -120,6 +120,7 @@ class StageConfig:
     micro     packed rows of one forward pass, at most (and one more where micro = 1 and processes do not divide batch)
     attention one mode per layer; layers without an index branch are dense
     static    the blocks of layers in mode "static"; None where no layer is
+    topk_blocks  blocks that each row keeps in this stage
     kl        lambda, the weight of the index branch's KL beside the language loss
     skip      RoPE positions run up to this number, in random gaps; 0: no gaps
     sources   source name -> weight; the weights sum to 1
@@ -134,6 +135,7 @@ class StageConfig:
     micro: int
     attention: tuple[AttentionMode, ...]
     static: StaticPolicy | None = None
+    topk_blocks: int
     schedule: Schedule = field(default_factory=Schedule)
     kl: float = 1.0
     skip: int = 0

@@ -239,6 +239,7 @@ def _stage(
     gate = _gate(table.table("gate")) if "gate" in table else None
     if gate is not None and gate.captured is not None and "warmup" not in attention:
         raise ConfigError(f'{table.where}gate.captured needs a layer whose attention is "warmup": no other measures it')
+    topk = table.integer("topk_blocks", model.topk_blocks, least=model.local_blocks + model.init_blocks)
     stage = c.StageConfig(
         name=name,
         steps=steps,
@@ -247,7 +248,8 @@ def _stage(
         batch=batch,
         micro=table.integer("micro", batch, least=1, most=batch),
         attention=attention,
-        static=_static(table, model, length) if "static" in attention or "static" in table else None,
+        static=_static(table, topk, model.block_size, length) if "static" in (*attention, *table.data) else None,
+        topk_blocks=topk,
         schedule=schedule,
         kl=table.number("kl", 1.0),
         skip=skip,
@@ -271,7 +273,7 @@ def _attention(table: Table, model: ModelConfig) -> tuple[c.AttentionMode, ...]:
     return cast(tuple[c.AttentionMode, ...], tuple(modes))
 
 
-def _static(stage: Table, model: ModelConfig, length: int) -> StaticPolicy:
+def _static(stage: Table, topk: int, block_size: int, length: int) -> StaticPolicy:
     table = stage.table("static")
     given = {
         key: table.integer(key, least=least)
@@ -279,7 +281,7 @@ def _static(stage: Table, model: ModelConfig, length: int) -> StaticPolicy:
         if key in table
     }
     table.finish(("window", "anchor_stride", "random", "seed"))
-    return StaticPolicy.spread(length, topk=model.topk_blocks, block_size=model.block_size, **given)
+    return StaticPolicy.spread(length, topk=topk, block_size=block_size, **given)
 
 
 def _shares(table: Table, sources: tuple[c.SourceConfig, ...]) -> dict[str, float]:

@@ -84,6 +84,7 @@ class Trainer:
     def module(self) -> nn.Module:
         """The network as the stage under way calls it, with gradients that the processes agree on."""
         if self._called is None or self._called[0] != self.place.stage:
+            self.network.topk = self.stage.topk_blocks
             if self.stage.static is not None:
                 self.network.static = self.stage.static
             self._called = self.place.stage, self.processes.synced(self.network, unused=self._idle_index())
@@ -268,7 +269,7 @@ class Trainer:
 
     def _choosing(self, batch: TrainBatch) -> int:
         config = self.network.config
-        return choosing_rows(batch, config.topk_blocks, config.block_size)
+        return choosing_rows(batch, self.stage.topk_blocks, config.block_size)
 
     def _row(self, means: Means, factor: float, norms: Sequence[float], seconds: float) -> Row:
         groups = self.stage.optimizer.groups
