@@ -15,7 +15,18 @@ from matplotlib import image
 from scipy import stats
 
 from longsight.cli.main import main
-from longsight.evals import EvalError, EvalSettings, Question, Sample, Variant, evaluate, intervals, reading, tasks
+from longsight.evals import (
+    EvalError,
+    EvalSettings,
+    Question,
+    Sample,
+    Variant,
+    evaluate,
+    filler,
+    intervals,
+    reading,
+    tasks,
+)
 from longsight.evals.asking import ask, build_engine
 from longsight.evals.haystack import Document, Haystack, read_documents
 from longsight.evals.recall import recall
@@ -148,6 +159,19 @@ def test_counted_words_are_the_commonest(world: tasks.TextWorld, tokenizer: Toke
         asked = tokenizer.decode(sample.questions[0].answers[0]).replace(",", "").replace(" and ", " ").split()
         assert {word for _, word in counts[: len(asked)]} == set(asked)
         assert counts[len(asked) - 1][0] > counts[len(asked)][0]
+
+
+def test_words_too_long_to_count_are_drawn_again(world: tasks.TextWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, draws = filler.coined_words, list[int]()
+
+    def first_too_long(rng: random.Random, count: int) -> list[str]:
+        draws.append(count)
+        words = draw(rng, count)
+        return [word * 50 for word in words] if len(draws) == 1 else words
+
+    monkeypatch.setattr(filler, "coined_words", first_too_long)
+    assert tasks.common(world, random.Random(1), 3000, 0.5).context
+    assert len(draws) == 2
 
 
 def test_questions_and_answers_of_ones_own(tokenizer: Tokenizer) -> None:

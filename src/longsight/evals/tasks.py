@@ -19,6 +19,7 @@ VALUES = 4  # of one key
 HOPS = 3  # from the variable asked for to its number
 COMMON = 5  # words asked for
 FREQUENT = 3
+DRAWS = 16  # of words to count, before a length is called too short
 SLACK = 3  # tokens beyond the longest answer: a model may spell it in other tokens
 
 
@@ -132,7 +133,18 @@ def frequent(world: TextWorld, rng: random.Random, length: int, depth: float) ->
 
 
 def _words(world: TextWorld, rng: random.Random, length: int, asked: int, times: Callable[[int, int], float]) -> Sample:
-    """times(rank, words in all): how often the word of this rank occurs, at least once while there is room."""
+    """times(rank, words in all): how often the word of this rank occurs, at least once while there is room. Words that
+    happen to take so many tokens that the first could not be told from the rest are drawn again."""
+    for _ in range(DRAWS):
+        drawn = _drawn_words(world, rng, length, asked, times)
+        if drawn is not None:
+            return drawn
+    raise EvalError(f"{length} tokens are too few to count words in; use a greater length")
+
+
+def _drawn_words(
+    world: TextWorld, rng: random.Random, length: int, asked: int, times: Callable[[int, int], float]
+) -> Sample | None:
     words = filler.coined_words(rng, max(length // 8, 2 * asked))
     top = words[:asked]
     answer = f" {', '.join(top[:-1])} and {top[-1]}"
@@ -148,7 +160,7 @@ def _words(world: TextWorld, rng: random.Random, length: int, asked: int, times:
         room -= counts[rank] * len(piece)
         listed += [rank] * counts[rank]
     if min(counts[:asked]) <= max(counts[asked], 1):
-        raise EvalError(f"{length} tokens are too few to count words in; use a greater length")
+        return None
     rng.shuffle(listed)
     for rank in listed:
         context.extend(pieces[rank])
