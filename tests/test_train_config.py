@@ -67,8 +67,8 @@ name = "one"
 steps = 100
 length = 64
 batch = 8
-attention = "sparse"
 topk_blocks = 5
+attention = "sparse"
 [[stage]]
 name = "two"
 steps = 50
