@@ -8,6 +8,7 @@ from longsight.model.constructed import FILES, constructed_path
 from longsight.model.errors import CheckpointError
 
 EMBEDDED, CONSTRUCTED = "embedded", "constructed"
+EMBEDDED_DIR = Path(__file__).parent / EMBEDDED  # recipes/embedded writes it
 
 
 def model_dir(model: str | Path | None = None) -> Path:
@@ -35,14 +36,13 @@ def is_built_in(model: str | Path | None) -> bool:
 
 def embedded_path() -> Path:
     """The directory of the embedded model, inside the package. Raises CheckpointError if a file of it is missing."""
-    path = Path(__file__).parent / EMBEDDED
-    missing = [name for name in FILES if not (path / name).is_file()]
+    missing = [name for name in FILES if not (EMBEDDED_DIR / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"the embedded model is incomplete: {path} has no {', '.join(missing)}; install the package anew, or name "
+            f"the embedded model is incomplete: {EMBEDDED_DIR} has no {', '.join(missing)}; install the package anew, or name "
             f"another model ({CONSTRUCTED}, or a checkpoint directory)"
         )
-    return path
+    return EMBEDDED_DIR
 
 
 def _accepted() -> str:

@@ -122,6 +122,7 @@ class StageConfig:
     static    the blocks of layers in mode "static"; None where no layer is
     topk_blocks  blocks that each row keeps in this stage
     kl        lambda, the weight of the index branch's KL beside the language loss
+    kl_targets  share of the KL's weight that is kept for rows with a target
     skip      RoPE positions run up to this number, in random gaps; 0: no gaps
     sources   source name -> weight; the weights sum to 1
     optimizer rates and clips with this stage's own already in place
@@ -138,6 +139,7 @@ class StageConfig:
     topk_blocks: int
     schedule: Schedule = field(default_factory=Schedule)
     kl: float = 1.0
+    kl_targets: float = 0.0
     skip: int = 0
     sources: dict[str, float]
     optimizer: OptimizerConfig

@@ -252,6 +252,7 @@ def _stage(
         topk_blocks=topk,
         schedule=schedule,
         kl=table.number("kl", 1.0),
+        kl_targets=table.number("kl_targets", 0.0, most=1.0),
         skip=skip,
         sources=_shares(table, sources),
         optimizer=_optimizer(table.table("optimizer"), optimizer),

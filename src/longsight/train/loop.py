@@ -27,7 +27,7 @@ from longsight.train.gate import GateWatch
 from longsight.train.logs import Logs, Row
 from longsight.train.optimizers import Optimizers
 from longsight.train.parallel import Processes, accumulate, number, whole
-from longsight.train.totals import Means, Totals, choosing_rows, count
+from longsight.train.totals import Means, Totals, choosing_rows, count, kl_weights
 
 WITH_KL = ("warmup", "sparse")  # attention modes in which the index branch learns
 
@@ -126,8 +126,8 @@ class Trainer:
         totals = Totals(self.network.config.num_layers)
         for i, batch in enumerate(batches):
             accumulate(self.module, last=i == len(batches) - 1)
-            weight = torch.full((batch.documents.rows,), 1 / rows, device=self.processes.device)
-            output = self.module(batch, self.stage.attention, weight)
+            weights = kl_weights(batch, rows, targets, self.stage.kl_targets)
+            output = self.module(batch, self.stage.attention, weights)
             objective = output.loss / max(targets, 1) + self.stage.kl * output.kl.sum()
             (objective * self.processes.size).backward()  # what arrives is the mean over processes
             totals.add(output, batch.documents.rows, self._choosing(batch))
