@@ -1,8 +1,8 @@
 """The embedded model from nothing, in one command: `python -m recipes.embedded [--threads N]`.
 
-Downloads the packages, makes corpus and tokenizer, trains as train.toml says, and puts the model where `longsight serve`
-and `longsight demo` find it. What is there already is kept: run again after an interruption, it goes on. The hours that
-each step took are printed. Then judge the model: `python -m recipes.embedded.trials`.
+Downloads the packages, makes corpus and tokenizer, trains as train.toml says, and puts the model where
+`longsight serve` and `longsight demo` find it. What is there already is kept: run again after an interruption, it goes
+on. The hours that each step took are printed. Then judge the model: `python -m recipes.embedded.trials`.
 """
 
 from __future__ import annotations

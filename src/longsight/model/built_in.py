@@ -39,8 +39,8 @@ def embedded_path() -> Path:
     missing = [name for name in FILES if not (EMBEDDED_DIR / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"the embedded model is incomplete: {EMBEDDED_DIR} has no {', '.join(missing)}; install the package anew, or name "
-            f"another model ({CONSTRUCTED}, or a checkpoint directory)"
+            f"the embedded model is incomplete: {EMBEDDED_DIR} has no {', '.join(missing)}; install the package anew, "
+            f"or name another model ({CONSTRUCTED}, or a checkpoint directory)"
         )
     return EMBEDDED_DIR
 
