@@ -58,7 +58,7 @@ def test_an_installation_without_the_weights_says_so(
 ) -> None:
     (tmp_path / "embedded").mkdir()
     (tmp_path / "embedded" / "config.json").write_text("{}")
-    monkeypatch.setattr(built_in, "__file__", str(tmp_path / "built_in.py"))
+    monkeypatch.setattr(built_in, "EMBEDDED_DIR", tmp_path / "embedded")
     with pytest.raises(CheckpointError, match=r"has no model\.safetensors, tokenizer\.json, generation_config\.json"):
         LLM()
     for command in (["serve", "--port", "0"], ["generate", "--prompt", "a"], ["demo", "--tokens", "4096"]):
