@@ -61,7 +61,7 @@ def test_an_installation_without_the_weights_says_so(
     monkeypatch.setattr(built_in, "EMBEDDED_DIR", tmp_path / "embedded")
     with pytest.raises(CheckpointError, match=r"has no model\.safetensors, tokenizer\.json, generation_config\.json"):
         LLM()
-    for command in (["serve", "--port", "0"], ["generate", "--prompt", "a"], ["demo", "--tokens", "4096"]):
+    for command in (["serve", "--port", "0"], ["generate", "--prompt", "a"], ["demo", "embedded", "--tokens", "4096"]):
         assert main(command) == 1
         err = capsys.readouterr().err
         assert err.startswith("longsight: error: the embedded model is incomplete: ")

@@ -69,7 +69,7 @@ def test_the_embedded_model_is_asked_in_a_chat(
     monkeypatch.setattr(
         "longsight.cli.demo_report.plot_selection", lambda *args, **named: drawn.update(named, args=args)
     )
-    code = main(["demo", "--tokens", "8192", "--seed", "3", "--depth", "0.4", "--out", str(tmp_path)])
+    code = main(["demo", "embedded", "--tokens", "8192", "--seed", "3", "--depth", "0.4", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "8,192 tokens" in printed
     config = ModelConfig.from_file(embedded_path())
@@ -92,7 +92,7 @@ def test_the_embedded_model_is_asked_in_a_chat(
 def test_pictures_of_the_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.txt"
     text.write_text(prose(100))
-    assert main(["demo", "--tokens", "3000", "--text", str(text), "--seed", "1", "--out", str(tmp_path)]) in (0, 1)
+    assert main(["demo", "embedded", "--tokens", "3000", "--text", str(text), "--seed", "1", "--out", str(tmp_path)]) in (0, 1)
     printed = capsys.readouterr().out
     assert "text.txt" in printed
     well_drawn(tmp_path, printed)
