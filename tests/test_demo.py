@@ -92,7 +92,8 @@ def test_the_embedded_model_is_asked_in_a_chat(
 def test_pictures_of_the_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.txt"
     text.write_text(prose(100))
-    assert main(["demo", "embedded", "--tokens", "3000", "--text", str(text), "--seed", "1", "--out", str(tmp_path)]) in (0, 1)
+    named = ["--text", str(text), "--seed", "1", "--out", str(tmp_path)]
+    assert main(["demo", "embedded", "--tokens", "3000", *named]) in (0, 1)
     printed = capsys.readouterr().out
     assert "text.txt" in printed
     well_drawn(tmp_path, printed)
