@@ -59,7 +59,6 @@ def test_it_thinks_when_it_is_asked_to(llm: LLM) -> None:
     [
         ("get_weather", "get the weather", "city", "What is the weather for city Paris?", "Paris"),
         ("book_room", "book the room", "guests", "Please book the room for guests 4.", 4),
-        ("open_file", "open the file", "name", "Can you open the file with name report?", "report"),
     ],
 )
 def test_a_wish_becomes_a_valid_call(name: str, about: str, parameter: str, wish: str, value: str | int) -> None:

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("selectolax")
 
+from longsight.model import ModelConfig
+from longsight.model.built_in import embedded_path
 from longsight.model.errors import ConfigError
 from longsight.model.markup import DOCUMENT, END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 from longsight.model.tokenizer import FILE, Tokenizer
@@ -327,8 +329,10 @@ def test_the_corpus_as_token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert recipe.main(["--corpus", str(source), "--out", str(out)]) == 1
 
 
-def test_the_training_file_is_sound() -> None:
+def test_the_training_file_makes_the_model_that_is_shipped() -> None:
     config = TrainConfig.from_file(Path(corpus.__file__).with_name("train.toml"))
-    assert [stage.name for stage in config.stages] == ["copy", "ask", "warm-up", "sparse", "long"]
-    assert config.tokenizer.chat_template is not None
-    assert config.tokenizer.chat_template.is_file()
+    assert config.model.config == ModelConfig.from_file(embedded_path())
+    assert {source.tokens for source in config.data if source.tokens} == {corpus.WORK / "tokens", corpus.WORK / "code"}
+    template = config.tokenizer.chat_template
+    assert template is not None
+    assert template.read_bytes() == (embedded_path() / "chat_template.jinja").read_bytes()
