@@ -1,4 +1,4 @@
-"""The embedded model at a million tokens: time to read, decode speed there, and memory beyond pages and weights."""
+"""The constructed model at a million tokens: time to read, decode speed there, and memory beyond pages and weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.harness import Row, Session, Target, child
 from bench.shapes import tokens
 
 NAME = "million"
-TITLE = "embedded model, 1,048,576 tokens, through the engine"
+TITLE = "constructed model, 1,048,576 tokens, through the engine"
 ANSWER_ROOM = 64
 READ, DECODE, EXTRA = Target(480.0, at_least=False), Target(40.0), Target(512.0, at_least=False)
 

@@ -16,7 +16,7 @@ from bench.harness import WORK, BenchError, Row, Session, child, progress
 from bench.shapes import tokens
 
 NAME = "small_memory"
-TITLE = "embedded model, pages in a file, with less memory than the pages take"
+TITLE = "constructed model, pages in a file, with less memory than the pages take"
 CGROUP = Path("/sys/fs/cgroup")
 
 

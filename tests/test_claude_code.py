@@ -62,7 +62,7 @@ def test_a_turn_of_text_from_the_built_in_model(claude: Path, tmp_path: Path) ->
     (checkpoint / "generation_config.json").write_text('{"eos_token_id": 257, "do_sample": false}')
     prompt = "What is the code?\n]~b]ai\nThe code is 7431-KLM."
     options = ("--model-id", "longsight", "--max-model-len", "200000", "--threads", "1")
-    with serve(str(checkpoint), *options) as (_, url):
+    with serve(*options, model=str(checkpoint)) as (_, url):
         base = url.removesuffix("/v1")
         first = run(claude, tmp_path, base, prompt)
         second = run(claude, tmp_path, base, prompt)

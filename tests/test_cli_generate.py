@@ -19,7 +19,7 @@ import pytest
 
 from longsight.cli.main import main
 
-COMMAND = [sys.executable, "-m", "longsight.cli.main", "generate"]
+COMMAND = [sys.executable, "-m", "longsight.cli.main", "generate", "constructed"]
 NEEDLE = "The secret code for the amber lantern is 7316-KQZ.\n"
 WORDS = ("lorem", "ipsum", "dolor", "sit", "amet", "consectetur", "elit", "sed", "do", "eiusmod", "tempor")
 QUESTION = "The secret code for the amber lantern is "
@@ -35,13 +35,16 @@ def haystack(size: int, seed: int = 0) -> str:
 
 @pytest.fixture(autouse=True)
 def _cache(constructed: Path) -> None:
-    """Every test here uses the built-in model, in the tests' own cache."""
+    """Every test here uses the constructed model, in the tests' own cache."""
 
 
 def test_a_file_is_read_and_answered_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "long.txt"
     file.write_text(haystack(20_000))  # ten times what the selected blocks hold
-    assert main(["generate", "-f", str(file), "--max-tokens", "40", "--temperature", "0", "--stop", "."]) == 0
+    assert (
+        main(["generate", "constructed", "-f", str(file), "--max-tokens", "40", "--temperature", "0", "--stop", "."])
+        == 0
+    )
     out, err = capsys.readouterr()
     assert out == "7316-KQZ\n"
     assert "read 20,000 tokens" in err
@@ -49,7 +52,7 @@ def test_a_file_is_read_and_answered_from(tmp_path: Path, capsys: pytest.Capture
 
 def test_standard_input(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"abcdefgh" * 5)))
-    assert main(["generate", "--prompt-file", "-", "--max-tokens", "5", "--temperature", "0"]) == 0
+    assert main(["generate", "constructed", "--prompt-file", "-", "--max-tokens", "5", "--temperature", "0"]) == 0
     assert capsys.readouterr().out == "abcde\n"
 
 
@@ -120,13 +123,13 @@ def test_checkpoints_that_cannot_be_used(
     ],
 )
 def test_wrong_requests(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    fails(arguments, words, capsys)
+    fails(["constructed", *arguments], words, capsys)
 
 
 def test_a_prompt_that_is_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "latin1.txt"
     file.write_bytes("plain text, then a caf\xe9".encode("latin-1"))
-    fails(["-f", str(file)], f"{file} is not valid UTF-8 at byte 22", capsys)
+    fails(["constructed", "-f", str(file)], f"{file} is not valid UTF-8 at byte 22", capsys)
 
 
 def fails(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

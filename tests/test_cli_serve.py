@@ -24,9 +24,10 @@ COMMAND = [sys.executable, "-m", "longsight.cli.main", "serve", "--port", "0"]
 
 
 @contextmanager
-def serve(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serve(*options: str, model: str | None = "constructed") -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running server and its base URL; it must end on its own or by the caller's signal."""
-    with subprocess.Popen([*COMMAND, *options], stderr=subprocess.PIPE, text=True) as process:
+    command = [*COMMAND, *([model] if model else []), *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
             first = process.stderr.readline()
@@ -39,7 +40,7 @@ def serve(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 @pytest.fixture(autouse=True)
 def _cache(constructed: Path) -> None:
-    """Every test here uses the built-in model, in the tests' own cache."""
+    """Every test here uses the constructed model, in the tests' own cache."""
 
 
 def test_serve_answer_and_stop() -> None:
@@ -109,7 +110,7 @@ def test_files_go_with_the_server_unless_told_where_to_stay(
 def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert main(["serve", "--port", str(port)]) == 1
+        assert main(["serve", "constructed", "--port", str(port)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err == f"longsight: error: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
@@ -119,8 +120,8 @@ def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "words"),
     [
         (["/no/such/model"], "/no/such/model"),
-        (["--kv-memory", "9"], "hold 0 pages"),
-        (["--host", "256.0.0.1"], "cannot listen on 256.0.0.1"),
+        (["constructed", "--kv-memory", "9"], "hold 0 pages"),
+        (["constructed", "--host", "256.0.0.1"], "cannot listen on 256.0.0.1"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(

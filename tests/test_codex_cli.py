@@ -55,7 +55,7 @@ def items(events: Sequence[dict[str, object]], kind: str) -> list[dict[str, obje
     return [item for item in found if isinstance(item, dict) and item["type"] == kind]
 
 
-def test_a_turn_of_text_from_the_built_in_model(codex: Path, constructed: Path, tmp_path: Path) -> None:
+def test_a_turn_of_text_from_the_constructed_model(codex: Path, constructed: Path, tmp_path: Path) -> None:
     schema = {
         "type": "object",
         "properties": {"answer": {"type": "string", "maxLength": 40}},

@@ -279,7 +279,7 @@ def test_the_usage_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_serve_refuses_options_it_cannot_follow(
     options: list[str], words: str, tmp_path: Path, constructed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["serve", "--port", "0", *(o.replace("{tmp}", str(tmp_path)) for o in options)]) == 1
+    assert main(["serve", "constructed", "--port", "0", *(o.replace("{tmp}", str(tmp_path)) for o in options)]) == 1
     err = capsys.readouterr().err
     assert words in err
     assert err.count("\n") == 1
@@ -288,8 +288,8 @@ def test_serve_refuses_options_it_cannot_follow(
 def test_serve_keeps_a_ledger(tmp_path: Path, constructed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger, prices = tmp_path / "ledger.db", tmp_path / "prices.toml"
     prices.write_text('[[price]]\nmodel = "longsight"\ninput = 1\noutput = 2\n')
-    command = [sys.executable, "-m", "longsight.cli.main", "serve", "--port", "0", "--max-model-len", "4096"]
-    command += ["--threads", "1", "--ledger", str(ledger), "--prices", str(prices)]
+    command = [sys.executable, "-m", "longsight.cli.main", "serve", "constructed", "--port", "0"]
+    command += ["--max-model-len", "4096", "--threads", "1", "--ledger", str(ledger), "--prices", str(prices)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

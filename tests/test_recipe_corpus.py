@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 
 pytest.importorskip("selectolax")
 
+from longsight.model import ModelConfig
+from longsight.model.built_in import embedded_path
 from longsight.model.errors import ConfigError
 from longsight.model.markup import DOCUMENT, END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 from longsight.model.tokenizer import FILE, Tokenizer
 from longsight.train.config import TrainConfig
 from longsight.train.tokenizer import train
 from longsight.train.tokens import TokenFile
-from recipes.embedded import corpus, extract, licences, packages
+from recipes.embedded import code, corpus, extract, licences, packages
 from recipes.embedded import tokenizer as recipe
 from recipes.embedded.clean import SHORTEST_DOCUMENT, Cleaner, is_prose, plain
 from recipes.embedded.sources import SOURCES, Source
@@ -215,6 +217,36 @@ def test_from_packages_to_a_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb, which makes the package that is read")
+def test_code_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tokenizer: Tokenizer
+) -> None:
+    debs, source = tmp_path / "debs", "def old(mill):\n    return mill  # ]~!b[\n"
+    files = {
+        "lib/a.py": source,
+        "lib/long.py": source * 9,
+        "lib/no.txt": "no",
+        "doc/mill/copyright": "in the public domain",
+    }
+    _package(debs, "mill", "python", {**files, "doc/mill/copyright": "in the public domain"})
+    monkeypatch.setattr(code, "RAW", (Source("mill", r"\.py$", at_most=100),))
+    arguments = ["--work", str(tmp_path), "--debs", str(debs), "--sources", str(tmp_path / "CODE.md")]
+    assert code.main(arguments) == 1
+    assert "python -m recipes.embedded.tokenizer" in capsys.readouterr().err
+    (tmp_path / "tokens").mkdir()
+    recipe.learn([*PROSE, "year 1987 and 12345"], vocab_size=1800).save(str(tmp_path / "tokens" / FILE))
+    for _ in range(2):
+        assert code.main(arguments) == 0
+        tokens = TokenFile(tmp_path / "code")
+        assert len(tokens) == 1  # the other file is more than is wanted
+        ids = tokens.read(0, 0, int(tokens.lengths()[0])).tolist()
+        ends = tokenizer.added_tokens[DOCUMENT], tokenizer.added_tokens[END_OF_TURN]
+        assert (ids[0], ids[-1]) == ends
+        assert set(ends).isdisjoint(ids[1:-1])
+        assert tokenizer.decode(ids[1:-1]) == source
+        assert f"| mill | 1.0 | public domain | 1 | {len(source)} |" in (tmp_path / "CODE.md").read_text()
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb, which makes the package that is read")
 def test_packages_that_must_not_be_used(tmp_path: Path) -> None:
     deb = _package(tmp_path, "secret", "non-free/doc", {"doc/secret/a.html": ""})
     with pytest.raises(packages.PackageError, match="section non-free/doc"):
@@ -297,8 +329,10 @@ def test_the_corpus_as_token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert recipe.main(["--corpus", str(source), "--out", str(out)]) == 1
 
 
-def test_the_training_file_is_sound() -> None:
+def test_the_training_file_makes_the_model_that_is_shipped() -> None:
     config = TrainConfig.from_file(Path(corpus.__file__).with_name("train.toml"))
-    assert [stage.name for stage in config.stages] == ["copy", "ask", "warm-up", "sparse", "long"]
-    assert config.tokenizer.chat_template is not None
-    assert config.tokenizer.chat_template.is_file()
+    assert config.model.config == ModelConfig.from_file(embedded_path())
+    assert {source.tokens for source in config.data if source.tokens} == {corpus.WORK / "tokens", corpus.WORK / "code"}
+    template = config.tokenizer.chat_template
+    assert template is not None
+    assert template.read_bytes() == (embedded_path() / "chat_template.jinja").read_bytes()

@@ -1,4 +1,4 @@
-"""How `longsight serve` ends, as a process with the built-in model; and that it doesn't begin with a broken one."""
+"""How `longsight serve` ends, as a process with the constructed model; and that it doesn't begin with a broken one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from test_cli_serve import COMMAND, serve
 
 @pytest.fixture(autouse=True)
 def _cache(constructed: Path) -> None:
-    """Every test here uses the built-in model, in the tests' own cache."""
+    """Every test here uses the constructed model, in the tests' own cache."""
 
 
 def body(**fields: Any) -> dict[str, Any]:
@@ -94,7 +94,8 @@ def test_what_does_not_finish_ends_with_an_error(how: str) -> None:
 
 
 def test_every_line_is_json_if_asked_for_and_an_idle_server_ends_at_once() -> None:
-    with subprocess.Popen([*COMMAND, "--threads", "1", "--log-format", "json"], stderr=subprocess.PIPE, text=True) as p:
+    command = [*COMMAND, "constructed", "--threads", "1", "--log-format", "json"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as p:
         assert p.stderr is not None
         try:
             first = json.loads(p.stderr.readline())

@@ -77,7 +77,7 @@ def test_defaults_then_file_then_flags(tmp_path: Path) -> None:
         ("rpm=0", "rpm is '0'; it must be a whole number of at least 1, or none"),
         ("rpm=1.5", "rpm is '1.5'"),
         ("rpm=" + "9" * 30, "rpm is '999"),
-        ("context_tokens=none", "context_tokens is 'none'; it must be a whole number of at least 1"),
+        ("guaranteed_context=none", "guaranteed_context is 'none'; it must be a whole number of at least 1"),
         ("above_floor_concurrency=-1", "above_floor_concurrency is '-1'; it must be a whole number, 0 or more"),
         ("body_bytes=many", "body_bytes is 'many'; it must be a size of at least 1 byte, as 64MiB"),
         ("context_tokens=1000", "guaranteed_context 524288 is more than context_tokens 1000"),
@@ -262,6 +262,15 @@ def test_what_no_waiting_helps_is_a_400() -> None:
     assert refusal(gate, ALICE, 1001, 400).code == "context_length_exceeded"
     none_above = gate_of(clock, context_tokens=1000, guaranteed_context=500, above_floor_concurrency=0)
     assert "one may have 500 here" in str(refusal(none_above, ALICE, 501, 400))
+
+
+def test_by_default_the_whole_context_of_the_engine_may_be_used() -> None:
+    gate, million = RateGate(Limits()), 1 << 20
+    gate.admit(ALICE, 2 * million).close(0)
+    with live_server(limits=Limits()) as server:
+        server.engine.max_model_len = 2 * million
+        card = httpx.get(f"{server.url}/v1/models/tiny").json()
+        assert (card["context_length"], card["guaranteed_context"]) == (2 * million, 524_288)
 
 
 def test_long_requests_run_few_at_a_time() -> None:

@@ -67,6 +67,7 @@ name = "one"
 steps = 100
 length = 64
 batch = 8
+topk_blocks = 5
 attention = "sparse"
 [[stage]]
 name = "two"
@@ -103,6 +104,7 @@ def test_a_whole_file() -> None:
     assert two.attention == ("dense", "static", "warmup")
     assert two.static is not None
     assert (two.static.window, two.static.anchor_stride, two.static.random) == (1, 8, 2)
+    assert (one.topk_blocks, two.topk_blocks) == (5, 4)
     assert (one.micro, two.micro) == (8, 2)
     assert one.sources == {"a": 0.25, "b": 0.75}
     assert two.sources == {"b": 1.0}
@@ -182,6 +184,7 @@ BAD = [
         'kind = "adamw"',
         "stage 2.optimizer.index_matrices.kind = 'adamw' is not known; accepted: decay, lr",
     ),
+    ("topk_blocks = 5", "topk_blocks = 0", "stage 1.topk_blocks is 0; expected a whole number from 1"),
     ("window = 1", "window = 0", "stage 2.static.window is 0"),
     ('name = "two"', 'name = "one"', r"\[\[stage\]\] name 'one'"),
     ("every = 10", "each = 10", "validation.every is missing"),

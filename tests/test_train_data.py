@@ -19,10 +19,10 @@ from longsight.model import ConfigError
 from longsight.model.tokenizer import FILE, Tokenizer, byte_characters
 from longsight.train.batch import IGNORED, TrainBatch
 from longsight.train.config_toml import from_dict
-from longsight.train.data import Data, Mix, StageData, batches
+from longsight.train.data import Data, Mix, StageData, TaskSource, batches
 from longsight.train.draws import generator
 from longsight.train.errors import DataError
-from longsight.train.packing import pack
+from longsight.train.packing import Sequences, pack
 from longsight.train.positions import skipped
 from longsight.train.recall import Needles, Recall, Vocabulary
 from longsight.train.tasks import Context, build
@@ -568,6 +568,26 @@ def test_a_mix_holds_its_shares(weights: list[float], start: int) -> None:
     for name, share in shares.items():
         assert [n for chosen, n in picked if chosen == name] == list(range(before[name], after[name]))
         assert abs(after[name] - before[name] - 100 * share) <= len(shares)
+
+
+def test_a_row_of_several_samples() -> None:
+    samples: list[int] = []
+
+    class Counting:
+        def words(self) -> tuple[str, ...]:
+            return ()
+
+        def sample(self, rng: np.random.Generator, length: int) -> Sequences:
+            samples.append(length)
+            tokens = rng.integers(0, 1 << 30, length - 1)
+            return Sequences(tokens, tokens, (len(tokens),))
+
+    row = TaskSource("a", Counting(), each=30).row(0, 0, 100)
+    assert row.lengths == (29, 29, 29)
+    assert len(set(row.tokens.tolist())) == len(row.tokens) == len(row.targets) == 87
+    assert TaskSource("a", Counting(), each=30).row(0, 0, 20).lengths == (19,)
+    assert TaskSource("a", Counting()).row(0, 0, 20).lengths == (19,)
+    assert samples == [30, 30, 30, 20, 20]
 
 
 def test_validation_rows_are_none_of_training(token_file: Path) -> None:

@@ -313,6 +313,15 @@ def test_a_loss_that_is_no_number_stops_the_run(
     assert all(torch.isfinite(x).all() for x in checkpoint.load(last)["network"].values())
 
 
+def test_a_stage_keeps_as_many_blocks_as_it_says(config: Path, whole: Path, tmp_path: Path) -> None:
+    stages = [stage.name for stage in TrainConfig.from_file(config).stages]
+    assert train(config, tmp_path, assignments=[f"stage.{stages[-1]}.topk_blocks=3"]) == 0
+    ours, theirs = ([row["loss"] for row in read_log(out) if row["stage"] == stages[-1]] for out in (tmp_path, whole))
+    assert ours[0] != theirs[0]
+    before = [[row["loss"] for row in read_log(out) if row["stage"] != stages[-1]] for out in (tmp_path, whole)]
+    assert before[0] == before[1]
+
+
 # --- one step in other ways ---
 
 

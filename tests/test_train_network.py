@@ -27,6 +27,7 @@ from longsight.train import export, start
 from longsight.train.batch import IGNORED, TrainBatch
 from longsight.train.config import AttentionMode
 from longsight.train.network import Network, Output
+from longsight.train.totals import kl_weights
 from paged_run import PagedRun
 from tiny_checkpoint import CONFIG, write_tiny_checkpoint
 
@@ -129,6 +130,28 @@ def test_rope_positions_and_block_positions_are_apart(network: Network) -> None:
     gap = dataclasses.replace(near, rope_positions=near.rope_positions + 5000 * (near.rope_positions >= 75))
     assert float((network.logits(gap, SPARSE) - a).abs().max()) > 1e-2
     assert int(seen[4].max()) == 149 // CONFIG.block_size
+
+
+def test_rows_with_a_target_have_their_share_of_the_kl() -> None:
+    batch = batch_of()
+    learned = batch.targets != IGNORED
+    rows, targets = len(batch.targets), int(learned.sum())
+    assert 0 < targets < rows
+    assert torch.equal(kl_weights(batch, rows, targets, 0.0), torch.full((rows,), 1 / rows))
+    weights = kl_weights(batch, rows, targets, 0.7)
+    torch.testing.assert_close(weights.sum(), torch.tensor(1.0))
+    torch.testing.assert_close(weights[~learned], torch.full((rows - targets,), 0.3 / rows))
+    assert len(weights[learned].unique()) == 1
+    empty = dataclasses.replace(batch, targets=torch.full_like(batch.targets, IGNORED))
+    torch.testing.assert_close(kl_weights(empty, rows, 0, 0.7).sum(), torch.tensor(0.3))
+
+
+def test_a_stage_may_keep_another_number_of_blocks(network: Network) -> None:
+    seen = record_blocks(network)
+    network(batch_of(), SPARSE)
+    network.topk = network.config.topk_blocks - 1
+    network(batch_of(), SPARSE)
+    assert [ids.shape[-1] for ids in seen] == 2 * [network.topk + 1] + 2 * [network.topk]
 
 
 def test_output(network: Network) -> None:

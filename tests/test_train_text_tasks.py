@@ -84,9 +84,11 @@ def turns(text: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_facts_are_different_and_answers_are_in_their_statements(context: Context, seed: int) -> None:
+@pytest.mark.parametrize("alike", [False, True])
+def test_facts_are_different_and_answers_are_in_their_statements(context: Context, seed: int, alike: bool) -> None:
     assert context.tokenizer is not None
-    made = facts(Material(context.tokenizer, context.texts["prose"]), np.random.default_rng(seed), 20)
+    material = Material(context.tokenizer, context.texts["prose"])
+    made = facts(material, np.random.default_rng(seed), 20, alike=alike)
     assert len({(fact.subject, fact.property) for fact in made}) == 20
     for fact in made:
         assert fact.value in fact.statement
@@ -94,6 +96,20 @@ def test_facts_are_different_and_answers_are_in_their_statements(context: Contex
         assert fact.subject.lower() in fact.statement.lower()
         assert fact.subject.lower() in fact.question.lower()
         assert "{" not in fact.statement + fact.question + fact.answer
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_subjects_that_are_alike_share_their_words(context: Context, seed: int) -> None:
+    assert context.tokenizer is not None
+    material = Material(context.tokenizer, context.texts["prose"])
+
+    def shared(alike: bool) -> float:
+        made = facts(material, np.random.default_rng(seed), 60, alike=alike)
+        subjects = {fact.subject for fact in made}
+        words = [word for subject in subjects for word in set(re.split("[ -]", subject)) - {"the"}]
+        return sum(words.count(word) > 1 for word in words) / len(words)
+
+    assert shared(True) > 0.7 > 0.4 > shared(False)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -210,6 +226,26 @@ def test_the_template_opens_the_answer_as_the_thinking_mode_asks() -> None:
     asked = [{"role": "user", "content": "Who?"}]
     for mode, opened in {"enabled": THINK, "disabled": END_THINK, "adaptive": ""}.items():
         assert TEMPLATE.render(asked, thinking_mode=mode).endswith(f"{TURN}ai\n{opened}")
+
+
+def test_wishes_as_people_say_them(context: Context) -> None:
+    text, _, _, _ = row(context, "tool-calls", 3000, 3, tools=[1, 1], unnamed=1.0, described=1.0)
+    declared = [json.loads(tool) for tool in re.findall(r"<tool>(.+?)</tool>", text)]
+    assert all(
+        p["description"].startswith("The ") for tool in declared for p in tool["parameters"]["properties"].values()
+    )
+    options: dict[str, Any] = {"tools": [1, 1], "thinking": 0, "unnamed": 1.0}
+    for seed in range(40):  # until a function has one parameter
+        text, _, _, _ = row(context, "tool-calls", 400, seed, **options)
+        names = re.findall(rf"{re.escape(NAMESPACE)}<(\w+)>(.+?){re.escape(NAMESPACE)}</\1>", text)
+        tool = json.loads(re.findall(r"<tool>(.+?)</tool>", text)[0])
+        if names and len(tool["parameters"]["properties"]) == 1:
+            break
+    name, value = names[0]
+    wish = next(said for role, said in turns(text) if role == "user")
+    assert value in wish
+    assert f"{name} {value}" not in wish
+    assert f"{name} is {value}" not in wish
 
 
 def test_a_row_too_short_for_its_tools_declares_fewer(context: Context) -> None:

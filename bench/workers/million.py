@@ -1,4 +1,4 @@
-"""The embedded model reads a long text through the engine and answers from it, in a fresh process.
+"""The constructed model reads a long text through the engine and answers from it, in a fresh process.
 
     python -m bench.workers.million TOKENS THREADS [KV_DIR [CGROUP_PROCS]]
 

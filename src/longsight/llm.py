@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from rich.console import Console
@@ -37,11 +37,12 @@ from longsight.engine import (
 from longsight.engine.grammar import GrammarCompiler
 from longsight.engine.request import FinishReason, requests_for
 from longsight.model import load_model
-from longsight.model.constructed import constructed_path
+from longsight.model.built_in import model_dir
 from longsight.model.fingerprint import fingerprint
 from longsight.model.tokenizer import FILE, Tokenizer
 
 if TYPE_CHECKING:
+    from longsight.chat.messages import Thinking
     from longsight.chat.prompt import ChatFormat
 
 Prompt = str | Sequence[int]
@@ -88,8 +89,10 @@ class StreamOutput:
 class LLM:
     """A model, ready to answer.
 
-    model: a MiniMax-M3 checkpoint directory; None takes the constructed model, which looks up what followed an earlier
-    match in its context and knows nothing else. dtype: torch.bfloat16 or torch.float32; None as the checkpoint says.
+    model: a MiniMax-M3 checkpoint directory, or the name of a built-in model: "embedded" (or None), a small one trained
+    by recipes/embedded, which answers questions in the words of the text it is given and knows nothing about the world,
+    or "constructed", written by formula, which goes on with what followed the best earlier match. A directory of such a
+    name is given as a Path, or as "./constructed". dtype: torch.bfloat16 or torch.float32; None as the checkpoint says.
     backend: see `longsight.ops.choose`. max_model_len, kv_bytes, chunk_tokens, max_running, prefix_cache, speculate,
     kv_dir: see `longsight.engine.Engine`. max_queue: requests that may wait.
     Raises what loading raises: ConfigError, CheckpointError, UnsupportedError, EngineConfigError.
@@ -111,7 +114,7 @@ class LLM:
         kv_dir: str | Path | None = None,
         on_step: Callable[[StepStats], None] | None = None,
     ) -> None:
-        self._path = constructed_path() if model is None else Path(model)
+        self._path = model_dir(model)
         network = load_model(self._path, dtype=dtype, backend=backend)
         self.tokenizer = Tokenizer.from_dir(self._path)
         self.engine = Engine(
@@ -173,11 +176,17 @@ class LLM:
         return outputs
 
     def chat(
-        self, messages: Messages | Sequence[Messages], sampling_params: Params = None, *, use_tqdm: bool = True
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: Params = None,
+        *,
+        thinking: Thinking = "adaptive",
+        use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """`generate` for one conversation or many, through the checkpoint's chat template."""
+        """`generate` for one conversation or many, through the checkpoint's chat template. thinking: see `render`."""
         conversations = [messages] if not messages or isinstance(messages[0], Mapping) else messages
-        return self.generate([self.render(c) for c in conversations], sampling_params, use_tqdm=use_tqdm)  # type: ignore[arg-type]
+        prompts = [self.render(c, thinking=thinking) for c in conversations]  # type: ignore[arg-type]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamOutput]:
         """The answer piece by piece. Leaving the loop ends the request."""
@@ -221,17 +230,21 @@ class LLM:
         text = prompt if isinstance(prompt, str) else None
         return RequestOutput(text, requests[0].prompt, answers, requests[0].cached_tokens)
 
-    def render(self, messages: Messages) -> Sequence[int]:
+    def render(self, messages: Messages, *, thinking: Thinking = "adaptive") -> Sequence[int]:
         """The token ids of a conversation, by the checkpoint's template or, without one, in MiniMax-M3's format.
 
+        thinking: disabled or enabled, or adaptive: the model decides, and writes the markup for it into its answer.
         Raises InvalidRequestError naming the message that is wrong.
         """
         from longsight.chat.errors import ChatError
+        from longsight.chat.messages import Thinking
         from longsight.server import openai_messages  # this and what follows need the extra [server]
         from longsight.server.errors import ApiError
 
+        if thinking not in (modes := get_args(Thinking)):
+            raise InvalidRequestError(f"thinking is {thinking!r}; it must be one of {', '.join(modes)}", "thinking")
         try:
-            return self._chat_format.prompt(openai_messages.messages(list(messages))).tokens
+            return self._chat_format.prompt(openai_messages.messages(list(messages)), thinking=thinking).tokens
         except (ApiError, ChatError) as error:
             raise InvalidRequestError(str(error), "messages") from error
 

@@ -31,7 +31,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "model", nargs="?", help="checkpoint directory or config.json; default: the published MiniMax-M3"
+        "model",
+        nargs="?",
+        help="checkpoint directory or config.json, or a built-in model: embedded or constructed; default: the "
+        "published MiniMax-M3",
     )
     parser.add_argument(
         "--tokens", type=_lengths, default=_lengths(DEFAULT_TOKENS), metavar="N,N,...", help="context lengths"
@@ -46,10 +49,11 @@ def run(args: argparse.Namespace) -> int:
     name, shape = "MiniMax-M3 (published)", MINIMAX_M3
     if args.model:
         from longsight.model import ModelConfig
+        from longsight.model.built_in import is_built_in, model_dir
 
-        path = Path(args.model)
+        path = model_dir(args.model) if is_built_in(args.model) else Path(args.model)
         shape = ModelConfig.from_file(path / "config.json" if path.is_dir() else path).shape()
-        name = str(path)
+        name = args.model
     console = Console()
     for table in _tables(name, shape, args.tokens):
         console.print(table)

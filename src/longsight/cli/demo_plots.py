@@ -14,25 +14,35 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethod
 from longsight.cli.demo_dense import DensePrice
 from longsight.engine import Selection
 
+ROWS = 32  # tokens of the answer that a picture shows
 BLUE, ORANGE, GREEN, GREY = "#2563a8", "#d9730d", "#2e7d4f", "#8a8f98"
 
 
 def plot_selection(
     path: Path,
     selections: Sequence[Selection],
-    answer: str,
+    answer: Sequence[str],
     *,
     tokens: int,
     block_size: int,
     needle: tuple[int, int],
 ) -> None:
-    """Blocks that each layer and group chose for each token of the answer, over the whole context."""
+    """Blocks that each layer and group chose for each token of the answer, over the whole context.
+
+    answer: the text of each token; those after ROWS are left out. needle: (first, one past last) token.
+    """
+    answer = answer[:ROWS]
     lanes = sorted({(s.layer, g) for s in selections for g in range(len(s.blocks))})
     figure, axes = plt.subplots(
-        len(lanes), 1, figsize=(11, 1.4 + 2.5 * len(lanes)), sharex=True, squeeze=False, layout="constrained"
+        len(lanes),
+        1,
+        figsize=(11, 1.4 + max(2.5, 0.2 * len(answer)) * len(lanes)),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
     )
     total = -(-tokens // block_size)
-    # A block of 128 tokens in a million is a tenth of a pixel: widen it, about its middle, until it can be seen.
+    # A block in a million tokens is a tenth of a pixel or less: widen it, about its middle, until it can be seen.
     width = max(block_size, 0.003 * tokens)
     edge = 0.3 if width == block_size else 0  # edges of bars that overlap would wash each other out
     end = max([tokens, *((b + 1) * block_size for s in selections for group in s.blocks for b in group)])
@@ -44,7 +54,7 @@ def plot_selection(
             bars = [((b + 0.5) * block_size - width / 2, width) for b in s.blocks[group]]
             axis.broken_barh(bars, (s.token_index - 0.22, 0.44), facecolor=BLUE, edgecolor="white", lw=edge)
         axis.set_ylim(len(answer) - 0.4, -0.6)
-        axis.set_yticks(range(len(answer)), [_visible(c) for c in answer], family="monospace")
+        axis.set_yticks(range(len(answer)), [_visible(token) for token in answer], family="monospace")
         axis.set_title(f"layer {layer}, group {group}", loc="left", fontsize=10)
         axis.set_title(f"needle at token {needle[0]:,}", loc="right", fontsize=10, color=ORANGE)
         axis.set_ylabel("answer token")
@@ -62,11 +72,18 @@ def plot_selection(
 
 
 def plot_time(
-    path: Path, measured: Sequence[tuple[int, float]], dense: DensePrice, *, tokens: int, answered: tuple[int, float]
+    path: Path,
+    measured: Sequence[tuple[int, float]],
+    dense: DensePrice,
+    *,
+    tokens: int,
+    answered: tuple[int, float],
+    layers_read: str,
 ) -> None:
     """Seconds per prompt token against context: this run beside dense attention of one layer.
 
-    measured, answered: (mean context, seconds per token) of prefill chunks and of decode.
+    measured, answered: (mean context, seconds per token) of prefill chunks and of decode. layers_read: the layers that
+    attend in prefill, in words.
     """
     figure, axis = plt.subplots(figsize=(9.5, 5.4), layout="constrained")
     contexts = [c for c, _ in measured]
@@ -75,7 +92,7 @@ def plot_time(
         [1e6 * s for _, s in measured],
         color=BLUE,
         lw=2,
-        label="MSA prefill: one layer's attention and everything else (measured)",
+        label=f"MSA prefill: attention of {layers_read}, and everything else (measured)",
     )
     grid = [max(tokens * i // 200, dense.points[0][0]) for i in range(201)]
     axis.plot(
@@ -100,7 +117,7 @@ def plot_time(
         "D",
         color=GREEN,
         ms=8,
-        label="MSA decode: both layers and everything else (measured)",
+        label="MSA decode: all layers and everything else (measured)",
     )
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
@@ -119,8 +136,9 @@ def plot_time(
     plt.close(figure)
 
 
-def _visible(character: str) -> str:
-    return {" ": "␣", "\n": "⏎"}.get(character, character)
+def _visible(token: str) -> str:
+    """A token's text; special ones, which end an answer, have none."""
+    return token.replace(" ", "␣").replace("\n", "⏎") or "(end)"
 
 
 def _most(selections: Sequence[Selection]) -> int:

@@ -43,7 +43,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="a checkpoint directory; default: the built-in model")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a checkpoint directory, or a built-in model: embedded (default) or constructed",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go, and are kept")
     parser.add_argument("--suite", choices=("ruler", "recall", "loss"), default="ruler", help="which tasks (ruler)")
     parser.add_argument("--tasks", type=_names, metavar="NAME,...", help="these tasks of any suite instead")

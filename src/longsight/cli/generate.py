@@ -19,7 +19,7 @@ examples:
   longsight generate path/to/checkpoint --prompt-file book.txt --max-tokens 200
   longsight generate path/to/checkpoint --prompt "Once upon a time" --temperature 0.7 --seed 1
   cat book.txt question.txt | longsight generate path/to/checkpoint -f - --temperature 0
-  longsight generate --prompt "abcabcabcabcabcabcab" --max-tokens 6      (the built-in model)
+  longsight generate constructed --prompt "abcabcabcabcabcabcab" --max-tokens 6
 
 The prompt is continued as it stands; no chat template is applied. The answer goes to stdout, everything else to stderr.
 """

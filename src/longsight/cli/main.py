@@ -16,7 +16,7 @@ COMMANDS = ("serve", "generate", "train", "tokenize", "eval", "convert", "keys",
 DESCRIPTION = """\
 MiniMax-M3-style models with exact sparse attention, on the hardware you have.
 
-  longsight serve                                   serve the built-in model on http://127.0.0.1:8000/v1
+  longsight serve                                   serve the embedded model on http://127.0.0.1:8000/v1
   longsight serve path/to/checkpoint                serve a checkpoint directory
   longsight generate path/to/checkpoint -f book.txt continue a text, without a server
   longsight train examples/recall.toml              train a model

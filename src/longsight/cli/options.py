@@ -58,8 +58,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="a directory with config.json, *.safetensors and tokenizer.json; default: the built-in constructed model, "
-        "which looks up what followed an earlier match in its context and knows nothing else",
+        help="a directory with config.json, *.safetensors and tokenizer.json, or a built-in model: embedded (default), "
+        "small and trained to answer questions in the words of the text it is given, or constructed, written by "
+        "formula, which goes on with what followed the best earlier match",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="of weights and cache; default: as the checkpoint says")
     parser.add_argument(
@@ -110,12 +111,10 @@ class Loaded:
 
 
 def model_path(args: argparse.Namespace) -> Path:
-    """The checkpoint's directory: MODEL, or the built-in model's, written on first use."""
-    if args.model:
-        return Path(args.model)
-    from longsight.model.constructed import constructed_path
+    """The directory of the checkpoint that MODEL means, as model_dir reads it."""
+    from longsight.model.built_in import model_dir
 
-    return constructed_path()
+    return model_dir(args.model)
 
 
 def load(path: Path, args: argparse.Namespace) -> Loaded:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  longsight serve                                    the built-in model, on http://127.0.0.1:8000/v1
+  longsight serve                                    the embedded model, on http://127.0.0.1:8000/v1
   longsight serve path/to/checkpoint --port 9000
   longsight serve path/to/checkpoint --max-model-len 131072 --kv-memory 8GiB --max-running 4
   longsight serve path/to/checkpoint --ledger usage.db --currency DZD      and then: longsight usage --ledger usage.db
@@ -45,7 +45,9 @@ examples:
 then, from Python:
   from openai import OpenAI
   client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="unused")
-  print(client.completions.create(model="longsight", prompt="abcabcabcabcabcabcab", max_tokens=6, temperature=0))
+  question = "The secret code for the amber falcon is 4417-KQX.\n\nWhat is the secret code for the amber falcon?"
+  messages = [{"role": "user", "content": question}]
+  print(client.chat.completions.create(model="longsight", messages=messages, temperature=0))
 
 with API keys and limits (without --auth or --api-key, nobody is asked for a key and no rate is limited):
   longsight keys create alice --auth keys.db         shows the new key once
@@ -59,7 +61,8 @@ looking at what the model reads, at /.
 log = logging.getLogger("longsight")
 LEVELS = ("debug", "info", "warning", "error")
 BUILT_IN_ID = "longsight"
-CHAT_MAX_TOKENS, BUILT_IN_MAX_TOKENS = 131_072, 4096  # of an answer whose request doesn't say
+# Of an answer whose request doesn't say. The constructed model never ends one, and a small model may miss the end.
+CHAT_MAX_TOKENS, BUILT_IN_MAX_TOKENS = 131_072, 4096
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -171,6 +174,7 @@ def run(args: argparse.Namespace) -> int:
     from longsight.chat.template import ChatTemplate
     from longsight.engine import EngineDriver, SamplingDefaults
     from longsight.engine.probe import probe
+    from longsight.model.built_in import is_built_in
     from longsight.server import logs
     from longsight.server.access import Sink
     from longsight.server.app import create_app
@@ -201,7 +205,8 @@ def run(args: argparse.Namespace) -> int:
         loaded = load(path, args)
         probe(loaded.model)
         engine = build_engine(loaded, args, args.max_running)
-        model_id = args.model_id or (path.resolve().name if args.model else BUILT_IN_ID)
+        built_in = is_built_in(args.model)
+        model_id = args.model_id or (BUILT_IN_ID if built_in else path.resolve().name)
         driver = EngineDriver(engine, max_queue=args.max_queue)
         service = Service(
             driver,
@@ -209,8 +214,7 @@ def run(args: argparse.Namespace) -> int:
             model_id,
             template,
             defaults,
-            # The built-in model never ends an answer by itself.
-            chat_max_tokens=CHAT_MAX_TOKENS if args.model else BUILT_IN_MAX_TOKENS,
+            chat_max_tokens=BUILT_IN_MAX_TOKENS if built_in else CHAT_MAX_TOKENS,
             aliases=tuple(args.alias),
             reasoning_format=args.reasoning_format,
             meter=meter,

@@ -59,7 +59,7 @@ def constructed_path() -> Path:
                 (written / name).replace(target / name)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write the built-in model to {target}: {error}; XDG_CACHE_HOME names another place"
+            f"cannot write the constructed model to {target}: {error}; XDG_CACHE_HOME names another place"
         ) from error
     return target
 

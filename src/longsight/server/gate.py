@@ -152,7 +152,7 @@ class RateGate:
         """What waiting cannot help is no 429."""
         limits = self.limits
         most = limits.context_tokens if limits.above_floor_concurrency else limits.guaranteed_context
-        if longest > most:
+        if most is not None and longest > most:
             message = f"this request may come to {longest} tokens, prompt and answer; one may have {most} here"
             raise invalid(message, code="context_length_exceeded")
         for charge in charges:

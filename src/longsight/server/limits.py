@@ -44,7 +44,8 @@ class Limits:
     video_file_bytes: int = _limit(512 * 2**20, "bytes", "of an uploaded video")
     file_bytes: int = _limit(512 * 2**20, "bytes", "of any other uploaded file")
     video_file_seconds: int | None = _limit(7 * 24 * 3600, "count or none", "that an uploaded video is kept")
-    context_tokens: int = _limit(1_000_000, "count", "prompt and answer of a request")
+    # The engine refuses what is longer than the model's own context or the cache: a limit of ours only lowers that.
+    context_tokens: int | None = _limit(None, "count or none", "prompt and answer of a request")
     guaranteed_context: int = _limit(
         524_288, "count", "the context that every request may have; longer ones are a class"
     )
@@ -60,7 +61,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name, kind in KINDS.items():
             _check(name, kind, getattr(self, name))
-        if self.guaranteed_context > self.context_tokens:
+        if self.context_tokens is not None and self.guaranteed_context > self.context_tokens:
             raise LimitsError(
                 f"guaranteed_context {self.guaranteed_context} is more than context_tokens {self.context_tokens}; "
                 f"it can be {self.context_tokens} at most"
@@ -89,7 +90,8 @@ class Limits:
         return min(self.guaranteed_context, max_model_len)
 
     def context(self, max_model_len: int) -> int:
-        return min(self.context_tokens, max_model_len)
+        """The most tokens that a request may come to on such an engine."""
+        return max_model_len if self.context_tokens is None else min(self.context_tokens, max_model_len)
 
     def floor_warning(self, max_model_len: int) -> str | None:
         """What to say at start if the engine cannot hold what is guaranteed."""

@@ -30,7 +30,8 @@ class Step:
     """What all layers share in one forward pass.
 
     cos, sin: fp32 [T, R/2]. kl_weight: fp32 [T], the weight of each row in the KL, or None for 1/T.
-    captured: whether warm-up layers measure the attention mass inside the blocks they would choose.
+    captured: whether warm-up layers measure the attention mass inside the blocks they would choose. topk: blocks that
+    each row and group keeps.
     """
 
     backend: TrainingBackend
@@ -39,6 +40,7 @@ class Step:
     sin: Tensor
     kl_weight: Tensor | None
     captured: bool
+    topk: int
 
 
 class Attended(NamedTuple):
@@ -113,7 +115,7 @@ class Attention(nn.Module):
             index_k,
             step.documents,
             block_size=config.block_size,
-            topk=config.topk_blocks,
+            topk=step.topk,
             local_blocks=config.local_blocks,
             init_blocks=config.init_blocks,
         )
@@ -124,7 +126,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Mean share of the dense attention that the chosen blocks hold, over the rows that leave a block out."""
         config, backend = self.config, step.backend
-        choosing = step.documents.positions >= config.topk_blocks * config.block_size
+        choosing = step.documents.positions >= step.topk * config.block_size
         if not choosing.any():
             return lse.new_ones(())
         ids = self.select(index_q, index_k, step)

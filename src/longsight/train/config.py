@@ -52,7 +52,8 @@ class SourceConfig:
     """One [[data]]: `tokens`, a directory that `longsight tokenize` wrote, or `task`, the name of a generated task.
 
     part: which documents of the token file, as shares of a fixed shuffle: (0, 0.99) and (0.99, 1) never meet.
-    options: what the task's own keys say.
+    options: what the task's own keys say. each: tokens of one sample of the task, of which a row then holds as many as
+    fit; 0 for one sample as long as the row.
     """
 
     name: str
@@ -61,6 +62,7 @@ class SourceConfig:
     part: tuple[float, float] = (0.0, 1.0)
     task: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    each: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,9 @@ class StageConfig:
     micro     packed rows of one forward pass, at most (and one more where micro = 1 and processes do not divide batch)
     attention one mode per layer; layers without an index branch are dense
     static    the blocks of layers in mode "static"; None where no layer is
+    topk_blocks  blocks that each row keeps in this stage
     kl        lambda, the weight of the index branch's KL beside the language loss
+    kl_targets  share of the KL's weight that is kept for rows with a target
     skip      RoPE positions run up to this number, in random gaps; 0: no gaps
     sources   source name -> weight; the weights sum to 1
     optimizer rates and clips with this stage's own already in place
@@ -132,8 +136,10 @@ class StageConfig:
     micro: int
     attention: tuple[AttentionMode, ...]
     static: StaticPolicy | None = None
+    topk_blocks: int
     schedule: Schedule = field(default_factory=Schedule)
     kl: float = 1.0
+    kl_targets: float = 0.0
     skip: int = 0
     sources: dict[str, float]
     optimizer: OptimizerConfig

@@ -152,7 +152,8 @@ def _source(table: Table, directory: Path) -> c.SourceConfig:
         )
     if "task" in table:
         task = table.text("task")
-        return c.SourceConfig(name=name, weight=weight, task=task, options=table.rest())
+        each = table.integer("each", 0)
+        return c.SourceConfig(name=name, weight=weight, task=task, options=table.rest(), each=each)
     tokens = directory / table.text("tokens")
     part = table.numbers("part", (0.0, 1.0), most=1.0)
     table.finish(("name", "weight", "tokens", "part", "task"))
@@ -238,6 +239,7 @@ def _stage(
     gate = _gate(table.table("gate")) if "gate" in table else None
     if gate is not None and gate.captured is not None and "warmup" not in attention:
         raise ConfigError(f'{table.where}gate.captured needs a layer whose attention is "warmup": no other measures it')
+    topk = table.integer("topk_blocks", model.topk_blocks, least=model.local_blocks + model.init_blocks)
     stage = c.StageConfig(
         name=name,
         steps=steps,
@@ -246,9 +248,11 @@ def _stage(
         batch=batch,
         micro=table.integer("micro", batch, least=1, most=batch),
         attention=attention,
-        static=_static(table, model, length) if "static" in attention or "static" in table else None,
+        static=_static(table, topk, model.block_size, length) if "static" in (*attention, *table.data) else None,
+        topk_blocks=topk,
         schedule=schedule,
         kl=table.number("kl", 1.0),
+        kl_targets=table.number("kl_targets", 0.0, most=1.0),
         skip=skip,
         sources=_shares(table, sources),
         optimizer=_optimizer(table.table("optimizer"), optimizer),
@@ -270,7 +274,7 @@ def _attention(table: Table, model: ModelConfig) -> tuple[c.AttentionMode, ...]:
     return cast(tuple[c.AttentionMode, ...], tuple(modes))
 
 
-def _static(stage: Table, model: ModelConfig, length: int) -> StaticPolicy:
+def _static(stage: Table, topk: int, block_size: int, length: int) -> StaticPolicy:
     table = stage.table("static")
     given = {
         key: table.integer(key, least=least)
@@ -278,7 +282,7 @@ def _static(stage: Table, model: ModelConfig, length: int) -> StaticPolicy:
         if key in table
     }
     table.finish(("window", "anchor_stride", "random", "seed"))
-    return StaticPolicy.spread(length, topk=model.topk_blocks, block_size=model.block_size, **given)
+    return StaticPolicy.spread(length, topk=topk, block_size=block_size, **given)
 
 
 def _shares(table: Table, sources: tuple[c.SourceConfig, ...]) -> dict[str, float]:

@@ -69,9 +69,9 @@ class Copying:
         return script.row()
 
     def _random(self, rng: np.random.Generator, size: int, alphabet: Array | None) -> list[int]:
-        if alphabet is None:
-            return rng.integers(0, self.vocabulary, size).tolist()
-        return alphabet[rng.integers(0, len(alphabet), size)].tolist()
+        drawn = rng.integers(0, self.vocabulary if alphabet is None else len(alphabet), size)
+        ids: list[int] = (drawn if alphabet is None else alphabet[drawn]).tolist()
+        return ids
 
 
 def _forget_ambiguous(script: Script, cue: int) -> None:

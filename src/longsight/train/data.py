@@ -40,13 +40,20 @@ class Source(Protocol):
 
 
 class TaskSource:
-    """Rows that a generated task makes up."""
+    """Rows that a generated task makes up. each: tokens of one sample; a row holds length // each, one at least."""
 
-    def __init__(self, name: str, task: tasks.Task) -> None:
-        self.name, self.task = name, task
+    def __init__(self, name: str, task: tasks.Task, each: int = 0) -> None:
+        self.name, self.task, self.each = name, task, each
 
     def row(self, seed: int, number: int, length: int) -> Sequences:
-        return self.task.sample(generator(seed, f"task {self.name}", number, length), length)
+        rng = generator(seed, f"task {self.name}", number, length)
+        size = min(self.each or length, length)
+        samples = [self.task.sample(rng, size) for _ in range(length // size)]
+        return Sequences(
+            np.concatenate([sample.tokens for sample in samples]),
+            np.concatenate([sample.targets for sample in samples]),
+            tuple(tokens for sample in samples for tokens in sample.lengths),
+        )
 
 
 class TokenSource:
@@ -187,7 +194,7 @@ class Data:
         if source.task is not None:
             texts = {name: opened.tokens for name, opened in self.sources.items() if isinstance(opened, TokenSource)}
             context = tasks.Context(vocab_size, self.tokenizer, texts)
-            return TaskSource(source.name, tasks.build(source.task, source.options, context, where))
+            return TaskSource(source.name, tasks.build(source.task, source.options, context, where), source.each)
         assert source.tokens is not None
         tokens = TokenFile(source.tokens)
         if tokens.header.vocab_size > vocab_size:
@@ -230,7 +237,9 @@ class Data:
         if v is None:
             return None
         sources = {
-            name: TaskSource(f"{name}, validation", source.task) if isinstance(source, TaskSource) else source
+            name: TaskSource(f"{name}, validation", source.task, source.each)
+            if isinstance(source, TaskSource)
+            else source
             for name, source in self.sources.items()
         }
         return StageData(v.length, v.rows, 1, 0, Mix.of(v.sources), sources, purpose="validation")

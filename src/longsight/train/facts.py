@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -80,14 +82,37 @@ class Fact:
     answer: str
 
 
-def facts(material: Material, rng: np.random.Generator, count: int, roundabout: float = 0.4) -> list[Fact]:
+class Few(NamedTuple):
+    """A few words and names: subjects made of them are alike, as the red tower, the red door and the old tower are."""
+
+    words: Sequence[str]
+    names: Sequence[str]
+
+    @classmethod
+    def of(cls, material: Material, rng: np.random.Generator, count: int) -> Few:
+        """Enough for `count` subjects."""
+        n = int(rng.integers(2, 6)) + math.isqrt(2 * count)
+        return cls([material.word(rng) for _ in range(n)], [material.name(rng) for _ in range(n)])
+
+    def word(self, rng: np.random.Generator) -> str:
+        return str(pick(rng, self.words))
+
+    def name(self, rng: np.random.Generator) -> str:
+        return str(pick(rng, self.names))
+
+
+def facts(
+    material: Material, rng: np.random.Generator, count: int, roundabout: float = 0.4, *, alike: bool = False
+) -> list[Fact]:
     """Different facts, some about one subject or of one property, so that the half of a match is not enough.
 
-    roundabout: share of properties that may be stated in other words than those they are told in."""
+    roundabout: share of properties that may be stated in other words than those they are told in. alike: whether the
+    subjects are made of few words, and their properties are more often the same, so that only a whole match is."""
     made: list[Fact] = []
-    shared = pick(rng, PROPERTIES) if rng.random() < 0.4 else None
+    shared = pick(rng, PROPERTIES) if rng.random() < (0.7 if alike else 0.4) else None
+    words = Few.of(material, rng, count) if alike else material
     while len(made) < count:
-        subject_ = pick(rng, made).subject if made and rng.random() < 0.15 else subject(material, rng)
+        subject_ = pick(rng, made).subject if made and rng.random() < 0.15 else subject(words, rng)
         fact = (
             _relation(material, rng, subject_)
             if rng.random() < 0.2
@@ -129,7 +154,7 @@ def _relation(material: Material, rng: np.random.Generator, subject: str) -> Fac
     return Fact(subject, stated, answer, _filled(stated, words), _filled(asked, words), _filled(reply, words))
 
 
-def subject(material: Material, rng: np.random.Generator) -> str:
+def subject(material: Material | Few, rng: np.random.Generator) -> str:
     """Who or what a fact is about: names, one to three words, coined words."""
 
     def word() -> str:

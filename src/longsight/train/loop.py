@@ -27,7 +27,7 @@ from longsight.train.gate import GateWatch
 from longsight.train.logs import Logs, Row
 from longsight.train.optimizers import Optimizers
 from longsight.train.parallel import Processes, accumulate, number, whole
-from longsight.train.totals import Means, Totals, choosing_rows, count
+from longsight.train.totals import Means, Totals, choosing_rows, count, kl_weights
 
 WITH_KL = ("warmup", "sparse")  # attention modes in which the index branch learns
 
@@ -84,6 +84,7 @@ class Trainer:
     def module(self) -> nn.Module:
         """The network as the stage under way calls it, with gradients that the processes agree on."""
         if self._called is None or self._called[0] != self.place.stage:
+            self.network.topk = self.stage.topk_blocks
             if self.stage.static is not None:
                 self.network.static = self.stage.static
             self._called = self.place.stage, self.processes.synced(self.network, unused=self._idle_index())
@@ -125,8 +126,8 @@ class Trainer:
         totals = Totals(self.network.config.num_layers)
         for i, batch in enumerate(batches):
             accumulate(self.module, last=i == len(batches) - 1)
-            weight = torch.full((batch.documents.rows,), 1 / rows, device=self.processes.device)
-            output = self.module(batch, self.stage.attention, weight)
+            weights = kl_weights(batch, rows, targets, self.stage.kl_targets)
+            output = self.module(batch, self.stage.attention, weights)
             objective = output.loss / max(targets, 1) + self.stage.kl * output.kl.sum()
             (objective * self.processes.size).backward()  # what arrives is the mean over processes
             totals.add(output, batch.documents.rows, self._choosing(batch))
@@ -268,7 +269,7 @@ class Trainer:
 
     def _choosing(self, batch: TrainBatch) -> int:
         config = self.network.config
-        return choosing_rows(batch, config.topk_blocks, config.block_size)
+        return choosing_rows(batch, self.stage.topk_blocks, config.block_size)
 
     def _row(self, means: Means, factor: float, norms: Sequence[float], seconds: float) -> Row:
         groups = self.stage.optimizer.groups

@@ -108,6 +108,7 @@ class Network(nn.Module):
         super().__init__()
         self.config, self.checkpointing, self.dtype = config, checkpointing, dtype
         self.backend, self.backend_reason = choose(backend)
+        self.topk = config.topk_blocks  # a stage may train with another number
         self.static = StaticPolicy.spread(
             config.max_position_embeddings, topk=config.topk_blocks, block_size=config.block_size
         )
@@ -178,7 +179,7 @@ class Network(nn.Module):
         self, batch: TrainBatch, modes: Sequence[AttentionMode], kl_weight: Tensor | None, captured: bool
     ) -> tuple[Tensor, list[LayerOutput]]:
         cos, sin = rope_tables(batch.rope_positions, self.inverse_frequency)
-        step = Step(self.backend, batch.documents, cos, sin, kl_weight, captured)
+        step = Step(self.backend, batch.documents, cos, sin, kl_weight, captured, self.topk)
         h, outputs = self.embed_tokens(batch.tokens).to(self.dtype), []
         for i, (layer, mode) in enumerate(zip(self.layers, modes, strict=True)):
             arguments = h, step, mode, self._static_ids(batch, i) if mode == "static" else None
@@ -193,8 +194,8 @@ class Network(nn.Module):
 
     def _static_ids(self, batch: TrainBatch, layer: int) -> Tensor:
         config = self.config
-        size, topk, heads = config.block_size, config.topk_blocks, config.num_kv_heads
-        ids = self.static.blocks(batch.documents, block_size=size, topk=topk, kv_heads=heads, layer=layer)
+        size, heads = config.block_size, config.num_kv_heads
+        ids = self.static.blocks(batch.documents, block_size=size, topk=self.topk, kv_heads=heads, layer=layer)
         return ids.to(batch.tokens.device)
 
     def _head(self, h: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class Questions:
     rows that think before they answer, by quoting the text, and that are no chat but a text to go on with. drill: share
     of chats in which only the facts' values are learned, not how an answer is worded, which small models know long
     before they find the value. roundabout: share of properties that the text may state in other words than an answer
-    does."""
+    does. alike: share of rows whose subjects differ in a word only."""
 
     material: Material
     turns: Turns
@@ -38,13 +38,15 @@ class Questions:
     plain: float
     drill: float
     roundabout: float
+    alike: float
 
     def words(self) -> tuple[str, ...]:
         return ()
 
     def sample(self, rng: np.random.Generator, length: int) -> Sequences:
         count = int(rng.integers(self.facts[0], self.facts[1], endpoint=True))
-        hidden = facts(self.material, rng, count, self.roundabout)
+        alike = bool(self.alike and rng.random() < self.alike)
+        hidden = facts(self.material, rng, count, self.roundabout, alike=alike)
         count = min(int(rng.integers(self.asked[0], self.asked[1], endpoint=True)), len(hidden))
         asked = [hidden[i] for i in rng.permutation(len(hidden))[:count]]
         chat = rng.random() >= self.plain
@@ -106,4 +108,5 @@ def questions(table: Table, context: Context) -> Questions:
         plain=table.number("plain", 0.1, most=1.0),
         drill=table.number("drill", 0.0, most=1.0),
         roundabout=table.number("roundabout", 0.4, most=1.0),
+        alike=table.number("alike", 0.0, most=1.0),
     )

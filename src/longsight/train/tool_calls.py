@@ -26,6 +26,8 @@ WISHES = (
     "What is the {thing} {values}?",
 )
 LINKS = ("for {name} {value}", "with {name} {value}", "where {name} is {value}", "and {name} {value}")
+# Where a function has one parameter, nobody needs to name it.
+UNNAMED = ("in {value}", "for {value}", "of {value}", "at {value}", "to {value}", "{value}")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Function:
     verb: str
     thing: str
     parameters: tuple[tuple[str, str], ...]  # name, JSON type
+    about: str | None = None  # what the parameters' descriptions say
 
     @property
     def name(self) -> str:
@@ -40,7 +43,8 @@ class Function:
 
     def declaration(self) -> str:
         """As `chat.format` writes a tool."""
-        properties = {name: {"type": kind} for name, kind in self.parameters}
+        about = {} if self.about is None else {"description": self.about}
+        properties = {name: {"type": kind, **about} for name, kind in self.parameters}
         schema = {"type": "object", "properties": properties, "required": list(properties)}
         function = {"name": self.name, "description": f"{self.verb} the {self.thing}", "parameters": schema}
         return f"<tool>{json.dumps(function)}</tool>\n"
@@ -48,12 +52,16 @@ class Function:
 
 @dataclass(frozen=True)
 class ToolCalls:
-    """tools: how many functions a row declares, both ends included. thinking: share of rows that think first."""
+    """tools: how many functions a row declares, both ends included. thinking: share of rows that think first. unnamed:
+    share of wishes that do not name the parameter, of functions that have but one. described: share of functions whose
+    parameters have descriptions."""
 
     material: Material
     turns: Turns
     tools: tuple[int, int]
     thinking: float
+    unnamed: float
+    described: float
 
     def words(self) -> tuple[str, ...]:
         return ()
@@ -91,7 +99,12 @@ class ToolCalls:
             thing = f"{self.material.word(rng)} {thing}"
         names = {self.material.word(rng) for _ in range(int(rng.integers(1, 4)))}
         kinds = ("string", "string", "integer")
-        return Function(pick(rng, VERBS), thing, tuple((name, pick(rng, kinds)) for name in sorted(names)))
+        parameters = tuple((name, pick(rng, kinds)) for name in sorted(names))
+        described = self.described and rng.random() < self.described
+        return Function(pick(rng, VERBS), thing, parameters, self._description(rng) if described else None)
+
+    def _description(self, rng: np.random.Generator) -> str:
+        return f"The {' '.join(self.material.word(rng) for _ in range(int(rng.integers(1, 5))))}"
 
     def _value(self, rng: np.random.Generator, kind: str) -> str:
         if kind == "integer":
@@ -105,7 +118,8 @@ class ToolCalls:
         return " ".join(str(pick(rng, kinds)(rng)) for _ in range(int(rng.integers(1, 3))))
 
     def _wish(self, rng: np.random.Generator, function: Function, arguments: dict[str, str]) -> str:
-        values = " ".join(pick(rng, LINKS).format(name=name, value=value) for name, value in arguments.items())
+        links = UNNAMED if len(arguments) == 1 and self.unnamed and rng.random() < self.unnamed else LINKS
+        values = " ".join(pick(rng, links).format(name=name, value=value) for name, value in arguments.items())
         text: str = pick(rng, WISHES).format(verb=function.verb, thing=function.thing, values=values)
         return text[0].upper() + text[1:]
 
@@ -124,4 +138,6 @@ def tool_calls(table: Table, context: Context) -> ToolCalls:
         Turns(material),
         tools=table.integers("tools", (1, 4), least=1, most=64),
         thinking=table.number("thinking", 0.25, most=1.0),
+        unnamed=table.number("unnamed", 0.0, most=1.0),
+        described=table.number("described", 0.0, most=1.0),
     )

@@ -85,3 +85,10 @@ def count(batches: Sequence[TrainBatch], processes: Processes) -> tuple[int, int
 def choosing_rows(batch: TrainBatch, topk: int, block_size: int) -> int:
     """Rows with more visible blocks than are kept."""
     return int((batch.documents.positions >= topk * block_size).sum())
+
+
+def kl_weights(batch: TrainBatch, rows: int, targets: int, on_targets: float) -> Tensor:
+    """fp32 [T], the weight of each row in the KL: all alike, but for the share `on_targets` of the whole, which rows
+    with a target have to themselves. rows, targets: of the whole step, over all batches and processes."""
+    learned = (batch.targets != IGNORED).float()
+    return (1 - on_targets) / rows + learned * (on_targets / max(targets, 1))

@@ -12,8 +12,9 @@ const pick = (list) => list[Math.floor(Math.random() * list.length)];
 const digits = () => String(Math.floor(Math.random() * 10000)).padStart(4, "0");
 
 export function needlePrompt(characters) {
-  const question = `The secret code for the ${pick(COLOURS)} ${pick(OBJECTS)} is `;
-  const needle = `${question}${digits()}-${String.fromCharCode(...Array.from({ length: 3 }, () => 65 + Math.floor(Math.random() * 26)))}.`;
+  // Without a blank at its end: in most vocabularies a blank is the beginning of the token after it.
+  const question = `The secret code for the ${pick(COLOURS)} ${pick(OBJECTS)} is`;
+  const needle = `${question} ${digits()}-${String.fromCharCode(...Array.from({ length: 3 }, () => 65 + Math.floor(Math.random() * 26)))}.`;
   const at = characters * (0.15 + 0.7 * Math.random());
   let text = "";
   let hidden = false;

@@ -1,0 +1,80 @@
+"""What the embedded model is for: it answers needle questions, thinks when it is asked to, and calls tools.
+
+Unlike tests/test_built_in.py these hold for the weights that the package ships. Two hundred trials up to a million
+tokens are `python -m recipes.embedded.trials`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from longsight import LLM, SamplingParams
+from longsight.cli.demo_text import gather_text
+from longsight.cli.progress import ProgressBar
+from longsight.model.markup import END_THINK
+from recipes.embedded.trials import Haystack, trials
+from test_cli_serve import serve
+
+FACT = "The weather was fine. The secret code for the amber lantern is 4417-KQX. Nobody went home."
+ASKED: Any = [{"role": "user", "content": f"{FACT}\n\nWhat is the secret code for the amber lantern?"}]
+ANSWER = "The secret code for the amber lantern is 4417-KQX."
+GREEDY = SamplingParams(max_tokens=80, temperature=0)
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM(max_model_len=1 << 15) as llm:
+        yield llm
+
+
+def test_needles_in_texts_above_and_far_above_what_a_query_attends_to(llm: LLM) -> None:
+    config = llm.engine.model.config
+    assert config.topk_blocks * config.block_size < 4096 // 4
+    text, _ = gather_text(300_000)
+    plan = ((4096, 2, 5), (16384, 1, 10))
+    with ProgressBar("reading") as bar:
+        found = list(trials(llm, Haystack(text, llm.tokenizer), plan, 7, False, bar))
+    wrong = [(trial.question, trial.value, trial.answer) for trial in found if not trial.right]
+    assert len(found) == 20
+    assert len(wrong) <= 1, wrong
+
+
+def test_it_thinks_when_it_is_asked_to(llm: LLM) -> None:
+    (off,) = llm.chat(ASKED, GREEDY, thinking="disabled")
+    assert off.outputs[0].text == ANSWER
+    (on,) = llm.chat(ASKED, GREEDY, thinking="enabled")
+    thought, end, answer = on.outputs[0].text.partition(END_THINK)
+    assert "4417-KQX" in thought
+    assert end
+    assert answer == ANSWER
+
+
+@pytest.mark.parametrize(
+    ("name", "about", "parameter", "wish", "value"),
+    [
+        ("get_weather", "get the weather", "city", "What is the weather for city Paris?", "Paris"),
+        ("book_room", "book the room", "guests", "Please book the room for guests 4.", 4),
+    ],
+)
+def test_a_wish_becomes_a_valid_call(name: str, about: str, parameter: str, wish: str, value: str | int) -> None:
+    kind = "integer" if isinstance(value, int) else "string"
+    schema = {"type": "object", "properties": {parameter: {"type": kind}}, "required": [parameter]}
+    tool: Any = {"type": "function", "function": {"name": name, "description": about, "parameters": schema}}
+    with serve("--max-model-len", "4096", model=None) as (process, url):
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+            answer = client.chat.completions.create(
+                model="longsight", messages=[{"role": "user", "content": wish}], tools=[tool], reasoning_effort="none"
+            )
+        process.terminate()
+        assert process.wait(30) == 0
+    (choice,) = answer.choices
+    assert choice.finish_reason == "tool_calls", choice
+    (call,) = choice.message.tool_calls or ()
+    assert call.type == "function"
+    assert call.function.name == name
+    assert json.loads(call.function.arguments) == {parameter: value}
