@@ -17,12 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from longsight.model.built_in import EMBEDDED_DIR
-from longsight.model.tokenizer import FILE
+from longsight.model.constructed import FILES
 from longsight.train.config import TrainConfig
 from recipes.embedded.corpus import HERE, WORK
 
 TRAIN = HERE / "train.toml"
-SHIPPED = ("config.json", "model.safetensors", FILE, "chat_template.jinja")
 
 
 def run(name: str, made: Path, arguments: Sequence[str]) -> None:
@@ -38,11 +37,11 @@ def run(name: str, made: Path, arguments: Sequence[str]) -> None:
 def ship(model: Path, target: Path) -> None:
     """Copy what a served model needs. It answers without sampling: what it is asked for is to be copied exactly."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in SHIPPED:
+    for name in FILES:
         shutil.copyfile(model / name, target / name)
-    settings = json.loads((model / "generation_config.json").read_text(encoding="utf-8"))
-    settings |= {"do_sample": False}
-    (target / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    generation = target / "generation_config.json"
+    settings = json.loads(generation.read_text(encoding="utf-8")) | {"do_sample": False}
+    generation.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

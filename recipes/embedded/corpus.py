@@ -13,16 +13,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from xml.etree import ElementTree
 
 from longsight.cli.progress import ProgressBar
+from longsight.train.errors import DataError
 from recipes.embedded import extract, licences, packages
 from recipes.embedded.clean import Cleaner
 from recipes.embedded.sources import SOURCES, Source
@@ -30,6 +30,7 @@ from recipes.embedded.sources import SOURCES, Source
 HERE = Path(__file__).parent
 WORK = HERE / "work"
 DIALOGUES = ("wesnoth-", "endless-sky")
+TABLE_HEAD = ("| package | version | licence | documents | characters |", "|---|---|---|---:|---:|")
 SHORTEST_READ = 20  # characters of a paragraph worth keeping before cleaning
 
 
@@ -51,7 +52,7 @@ def read(source: Source, deb: Path, cache: Path) -> Read:
     if not kept.exists():
         licence = ""
         files: dict[str, list[str]] = {}
-        notice = re.compile(rf"usr/share/doc/{re.escape(source.package)}/copyright(\.gz)?")
+        notice = packages.notice(source.package)
         for path, text in packages.members(deb, lambda path: source.takes(path) or bool(notice.fullmatch(path))):
             if notice.fullmatch(path):
                 licence = licences.stated(text)
@@ -67,12 +68,28 @@ def read(source: Source, deb: Path, cache: Path) -> Read:
         part.write_text(json.dumps(content, ensure_ascii=False))
         part.rename(kept)
     data = json.loads(kept.read_text())
-    licence = source.licence or data["licence"]
+    return Read(source, packages.version(deb), licence_of(source, data["licence"]), data["files"])
+
+
+def licence_of(source: Source, stated: str) -> str:
+    """stated: by the copyright file, or "". Raises PackageError where a person must read it."""
+    licence = source.licence or stated
     if not licence:
         raise packages.PackageError(
             f"{source.package}: no licence recognised in its copyright file; name it in sources.py"
         )
-    return Read(source, packages.version(deb), licence, data["files"])
+    return licence
+
+
+def fitting(texts: Iterable[str], at_most: int) -> list[str]:
+    """Those that fit one after the other into `at_most` characters; what is too long is passed over."""
+    chosen: list[str] = []
+    size = 0
+    for text in texts:
+        if size + len(text) <= at_most:
+            chosen.append(text)
+            size += len(text)
+    return chosen
 
 
 def choose(read: Read, cleaner: Cleaner, seed: int = 0) -> list[str]:
@@ -80,14 +97,8 @@ def choose(read: Read, cleaner: Cleaner, seed: int = 0) -> list[str]:
     files = list(read.files)
     Random(f"{seed} {read.source.package}").shuffle(files)
     dialogue = read.source.package.startswith(DIALOGUES)
-    chosen: list[str] = []
-    size = 0
-    for paragraphs in files:
-        for text in cleaner.documents(paragraphs, dialogue=dialogue):
-            if size + len(text) <= read.source.at_most:
-                chosen.append(text)
-                size += len(text)
-    return chosen
+    texts = (text for paragraphs in files for text in cleaner.documents(paragraphs, dialogue=dialogue))
+    return fitting(texts, read.source.at_most)
 
 
 def sources_table(rows: Iterable[tuple[Read, Sequence[str]]], seconds: float) -> str:
@@ -98,16 +109,19 @@ def sources_table(rows: Iterable[tuple[Read, Sequence[str]]], seconds: float) ->
         "Written by `python -m recipes.embedded.corpus`; packages are those of Debian 12, main section. Licences are",
         "what each package's copyright file states, the one of most files first.",
         "",
-        "| package | version | licence | documents | characters |",
-        "|---|---|---|---:|---:|",
+        *TABLE_HEAD,
     ]
     documents = characters = 0
     for read, texts in rows:
         size = sum(map(len, texts))
         documents, characters = documents + len(texts), characters + size
-        lines.append(f"| {read.source.package} | {read.version} | {read.licence} | {len(texts):,} | {size:,} |")
+        lines.append(table_row(read.source, read.version, read.licence, texts))
     lines.append(f"| all | | | {documents:,} | {characters:,} |")
     return "\n".join([*lines, "", f"Made in {seconds / 60:.1f} minutes, downloads included.", ""])
+
+
+def table_row(source: Source, version: str, licence: str, texts: Sequence[str]) -> str:
+    return f"| {source.package} | {version} | {licence} | {len(texts):,} | {sum(map(len, texts)):,} |"
 
 
 def make(work: Path, debs: Path, table: Path) -> None:
@@ -133,24 +147,29 @@ def make(work: Path, debs: Path, table: Path) -> None:
     print(f"{work / 'corpus.jsonl'}: documents {len(documents):,}, characters {size:,}, packages {len(rows)}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(
+    make: Callable[[Path, Path, Path], None], module: str, about: str | None, table: str, given: Sequence[str] | None
+) -> int:
+    """A command line for make(work, debs, table), which takes texts out of packages; about: of --help. Exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m recipes.embedded.corpus",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=f"python -m {module}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, default=WORK, metavar="DIR", help="where to write (default %(default)s)")
     parser.add_argument("--debs", type=Path, metavar="DIR", help="where packages are kept (default DIR/debs)")
     parser.add_argument(
-        "--sources", type=Path, default=HERE / "SOURCES.md", metavar="FILE", help="the table (default %(default)s)"
+        "--sources", type=Path, default=HERE / table, metavar="FILE", help="the table (default %(default)s)"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     try:
         make(options.work, options.debs or options.work / "debs", options.sources)
-    except packages.PackageError as error:
+    except (packages.PackageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run(make, "recipes.embedded.corpus", __doc__, "SOURCES.md", arguments)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import subprocess
 import tarfile
 import zlib
@@ -52,6 +53,11 @@ def version(deb: Path) -> str:
     if found["Section"].startswith(("non-free", "contrib")):
         raise PackageError(f"{deb.name} is of section {found['Section']}; expected one of Debian's main")
     return found["Version"]
+
+
+def notice(package: str) -> re.Pattern[str]:
+    """Matches the whole path of a package's copyright file."""
+    return re.compile(rf"usr/share/doc/{re.escape(package)}/copyright(\.gz)?")
 
 
 def members(deb: Path, takes: Callable[[str], bool]) -> Iterator[tuple[str, str]]:

@@ -93,3 +93,16 @@ SOURCES = (
     Source("sword-text-web", SWORD),
     *(Source(f"wesnoth-1.16-{campaign}", r"/campaigns/.*\.cfg$") for campaign in WESNOTH),
 )
+
+# Files taken as they are, by recipes.embedded.code.
+RAW = (
+    Source("libpython3.11-stdlib", r"\.py$", 3 * MILLION, licence="PSF-2.0"),
+    Source("python3-django", r"\.py$", 2 * MILLION),
+    Source("python3-numpy", r"\.py$", 2 * MILLION),
+    Source("perl-modules-5.36", r"\.p[lm]$", 1 * MILLION),
+    Source("libjs-jquery-ui", r"/jquery-ui\.js$", 1 * MILLION),
+    Source("git-doc", r"\.(html|txt)$", 1 * MILLION),
+    Source("sqlite3-doc", r"\.html$", 1 * MILLION),
+    Source("apache2-doc", r"/manual/en/.*\.html(\.gz)?$", 1 * MILLION),
+    Source("libboost1.74-dev", r"\.hpp$", 2 * MILLION),
+)

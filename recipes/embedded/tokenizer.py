@@ -64,6 +64,13 @@ def _some(texts: Iterable[str]) -> Iterator[str]:
         size += len(text[:SHOWN])
 
 
+def write(texts: Iterable[str], tokenizer: Tokenizer, writer: TokenWriter) -> None:
+    """The documents of a token directory that holds its tokenizer already."""
+    writer.begin(tokenizer.vocab_size, file_hash(writer.directory / FILE))
+    ids = tokenizer.added_tokens
+    write_texts(texts, tokenizer, writer, before=[ids[DOCUMENT]], after=[ids[END_OF_TURN]])
+
+
 def make(corpus: Path, out: Path) -> None:
     """Raises DataError if `corpus` cannot be read or `out` exists."""
     started = time.monotonic()
@@ -72,11 +79,9 @@ def make(corpus: Path, out: Path) -> None:
         file = writer.directory / FILE
         learn(_some(texts)).save(str(file))
         tokenizer = Tokenizer.from_file(file)
-        writer.begin(tokenizer.vocab_size, file_hash(file))
-        ids = tokenizer.added_tokens
         with ProgressBar("tokenizing", is_bytes=True) as bar:
             texts.progress = bar.update
-            write_texts(texts, tokenizer, writer, before=[ids[DOCUMENT]], after=[ids[END_OF_TURN]])
+            write(texts, tokenizer, writer)
     size = sum(len(text) for text in Texts.find([corpus]))
     print(
         f"{out}: documents {writer.documents:,}, tokens {writer.tokens:,}, vocabulary {tokenizer.vocab_size:,}, "

@@ -22,9 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from longsight import LLM, SamplingParams
+from longsight.cli.demo_puzzle import holds
 from longsight.cli.demo_text import gather_text
 from longsight.cli.progress import ProgressBar
 from longsight.evals.intervals import wilson
+from longsight.model.needle import LETTERS
 from longsight.model.tokenizer import Tokenizer
 from longsight.ops.errors import LongsightError
 
@@ -47,7 +49,6 @@ THINGS = ("anchor", "bridge", "castle", "clock", "falcon", "garden", "harbour", 
 FIRST = ("Alice", "Boris", "Carmen", "David", "Elena", "Farid", "Grace", "Hiro", "Ingrid", "Jonas")
 LAST = ("Abbott", "Baker", "Castillo", "Dawson", "Eriksen", "Fischer", "Garcia", "Hughes", "Ivanov", "Keller")
 CITIES = ("Athens", "Bergen", "Cairo", "Dublin", "Geneva", "Havana", "Lisbon", "Nairobi", "Oslo", "Prague", "Toronto")
-LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Haystack:
 
     def __init__(self, text: str, tokenizer: Tokenizer) -> None:
         self.pieces = [piece for piece in re.split(r"(?<=[.!?:;])\s+|\n{2,}", text) if piece.strip()]
-        self.tokens = [len(tokenizer.encode_plain(f" {piece}")) for piece in self.pieces]
+        self.tokens = [len(ids) for ids in tokenizer.encode_plain_batch([f" {piece}" for piece in self.pieces])]
 
     def hide(self, rng: random.Random, hidden: Sequence[Needle], length: int, tokenizer: Tokenizer) -> str:
         """About `length` tokens of consecutive sentences, from a random one on, with the needles at depths spread
@@ -125,17 +126,17 @@ def trials(
             hidden = needles(rng, questions, alike)
             # The question, the answer and the chat's markers take their share of the length.
             long = haystack.hide(rng, hidden, length - 2 * ANSWER_TOKENS, llm.tokenizer)
-            for needle in hidden:
+            for asked, needle in enumerate(hidden, 1):
                 began = time.monotonic()
                 prompt = [{"role": "user", "content": f"{long}\n\n{needle.question}"}]
                 settings = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=0.0)
                 answer = llm.chat(prompt, settings, use_tqdm=False)[0].outputs[0].text
                 said = answer.rpartition("</mm:think>")[2]
-                right = re.search(rf"(?<!\w){re.escape(needle.value)}(?!\w)", said) is not None
+                right = holds(said, needle.value)
                 depth = long.index(needle.statement) / len(long)
                 seconds = time.monotonic() - began
                 yield Trial(length, text, depth, needle.statement, needle.question, needle.value, said, right, seconds)
-                bar.update(done + length * (1 + hidden.index(needle)) // questions, total, f"{length:,} tokens")
+                bar.update(done + length * asked // questions, total, f"{length:,} tokens")
             done += length
 
 

@@ -38,7 +38,12 @@ class Puzzle:
         """A text must go on with the answer; what is said in a chat must hold it, letter for letter and by itself."""
         if not self.chat:
             return answer.startswith(self.answer)
-        return re.search(rf"(?<![\w-]){re.escape(self.answer)}(?![\w-])", answer) is not None
+        return holds(answer, self.answer)
+
+
+def holds(text: str, value: str) -> bool:
+    """Whether `value` stands in the text, letter for letter and by itself."""
+    return re.search(rf"(?<![\w-]){re.escape(value)}(?![\w-])", text) is not None
 
 
 def text_puzzle(text: str, tokens: int, depth: float, seed: int) -> Puzzle:

@@ -239,6 +239,7 @@ def _stage(
     gate = _gate(table.table("gate")) if "gate" in table else None
     if gate is not None and gate.captured is not None and "warmup" not in attention:
         raise ConfigError(f'{table.where}gate.captured needs a layer whose attention is "warmup": no other measures it')
+    static = "static" in attention or "static" in table
     topk = table.integer("topk_blocks", model.topk_blocks, least=model.local_blocks + model.init_blocks)
     stage = c.StageConfig(
         name=name,
@@ -248,7 +249,7 @@ def _stage(
         batch=batch,
         micro=table.integer("micro", batch, least=1, most=batch),
         attention=attention,
-        static=_static(table, topk, model.block_size, length) if "static" in (*attention, *table.data) else None,
+        static=_static(table, topk, model.block_size, length) if static else None,
         topk_blocks=topk,
         schedule=schedule,
         kl=table.number("kl", 1.0),
