@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lengths", type=int, nargs="+", choices=lengths, default=lengths, help="default: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, default=Path("bench/results/embedded-trials.json"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("trials.json"))
     args = parser.parse_args(arguments)
     if args.threads:
         import torch
