@@ -27,7 +27,7 @@ from longsight.train import export, start
 from longsight.train.batch import IGNORED, TrainBatch
 from longsight.train.config import AttentionMode
 from longsight.train.network import Network, Output
-from longsight.train.totals import kl_weights
+from longsight.train.totals import KL_ROWS, kl_rows, kl_weights
 from paged_run import PagedRun
 from tiny_checkpoint import CONFIG, write_tiny_checkpoint
 
@@ -144,6 +144,41 @@ def test_rows_with_a_target_have_their_share_of_the_kl() -> None:
     assert len(weights[learned].unique()) == 1
     empty = dataclasses.replace(batch, targets=torch.full_like(batch.targets, IGNORED))
     torch.testing.assert_close(kl_weights(empty, rows, 0, 0.7).sum(), torch.tensor(0.3))
+
+
+def test_rows_compared_over_every_key(network: Network) -> None:
+    """Where every block is chosen it is the same loss; where few are, another; and only the index branch feels it."""
+    batch = batch_of()
+    count, targets = len(batch.targets), int((batch.targets != IGNORED).sum())
+    rows, weight = kl_rows(batch, targets, 0.7)
+    assert torch.equal(rows, (batch.targets != IGNORED).nonzero()[:, 0])
+    torch.testing.assert_close(weight.sum(), torch.tensor(0.7))
+    chosen, rest = kl_weights(batch, count, targets, 0.7), 0.3 * kl_weights(batch, count, targets, 0.0)
+    blocks, same = network.topk, []
+    for topk in (150 // CONFIG.block_size + 1, blocks):
+        network.topk = topk
+        a = network(batch, SPARSE, chosen)
+        b = network(batch, SPARSE, rest, kl_rows(batch, targets, 0.7))
+        assert torch.equal(a.loss, b.loss)
+        same.append(torch.allclose(a.kl, b.kl, rtol=1e-4))
+        found = gradients(network, b.kl.sum())
+        assert all(
+            (gradient is not None and bool(gradient.any())) == is_index(name) for name, gradient in found.items()
+        )
+    assert same == [True, False]
+
+
+def test_of_many_rows_with_a_target_some_are_compared_over_every_key() -> None:
+    count = 3 * KL_ROWS + 7
+    documents, tokens = Documents.of_lengths([count + 100]), torch.zeros(count + 100, dtype=torch.int64)
+    batch = TrainBatch(tokens, torch.where(torch.arange(count + 100) < 100, IGNORED, tokens), tokens, documents)
+    rows, weight = kl_rows(batch, 2 * count, 0.8)
+    assert rows.shape == weight.shape == (KL_ROWS,)
+    assert (int(rows[0]), int(rows.diff().min()), int(rows.diff().max())) == (100, 3, 4)
+    assert int(rows[-1]) > count + 100 - 5
+    torch.testing.assert_close(weight.sum(), torch.tensor(0.4))  # the other half is another batch's
+    none = kl_rows(dataclasses.replace(batch, targets=torch.full_like(tokens, IGNORED)), 0, 0.8)
+    assert none.rows.shape == none.weight.shape == (0,)
 
 
 def test_a_stage_may_keep_another_number_of_blocks(network: Network) -> None:
@@ -465,6 +500,22 @@ def test_previous_token_start_attends_one_back() -> None:
     back = scores.softmax(-1)[:, torch.arange(1, 150), torch.arange(149)]
     assert float(back.mean()) > 0.99
     assert float(back.min()) > 0.9
+
+
+def test_spelling_start_has_words_begin_alike() -> None:
+    """Tokens of one word are near, and the step from a word to the same after a blank is one for all words."""
+    tokens = ["the", "\u0120the", "The", "\u0120THE", "mill", "\u0120mill", "iPod", "k", "K", "\u0120k", "(", "\u0120("]
+    network = Network(dataclasses.replace(CONFIG, hidden_size=128), "reference")
+    start.spelling(network, 0, tokens)
+    vectors = network.lm_head.weight.detach()
+    near = torch.nn.functional.cosine_similarity(vectors[None], vectors[:, None], dim=-1)
+    at = {token: index for index, token in enumerate(tokens)}
+    alike = [("the", "\u0120the"), ("the", "The"), ("\u0120the", "\u0120THE"), ("k", "\u0120k"), ("(", "\u0120(")]
+    assert all(near[at[a], at[b]] > 0.6 for a, b in alike)
+    assert all(near[at[a], at[b]] < 0.5 for a, b in (("the", "mill"), ("k", "K"), ("iPod", "the"), ("(", "k")))
+    steps = [vectors[at[f"\u0120{word}"]] - vectors[at[word]] for word in ("the", "mill")]
+    assert torch.allclose(steps[0], steps[1], atol=1e-6)
+    assert near[len(tokens) :, : len(tokens)].abs().max() < 0.5  # ids that the tokenizer does not use are as they were
 
 
 def test_what_torch_keeps_of_each_shape_is_bounded_unless_the_user_says_otherwise() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from longsight.model import ModelConfig
 from longsight.ops.training import Documents, TrainingBackend
+from longsight.ops.training.rows_kl import rows_kl
 from longsight.train.config import AttentionMode
 from longsight.train.layers import HeadNorm, Linear
 
@@ -25,11 +26,19 @@ from longsight.train.layers import HeadNorm, Linear
 INDEXED: tuple[AttentionMode, ...] = ("warmup", "sparse", "frozen-sparse")
 
 
+class KlRows(NamedTuple):
+    """Rows int64 [N] whose KL is taken over every key, and the weight fp32 [N] that each has there."""
+
+    rows: Tensor
+    weight: Tensor
+
+
 @dataclass(frozen=True)
 class Step:
     """What all layers share in one forward pass.
 
     cos, sin: fp32 [T, R/2]. kl_weight: fp32 [T], the weight of each row in the KL, or None for 1/T.
+    kl_rows: rows that sparse layers compare over every key besides.
     captured: whether warm-up layers measure the attention mass inside the blocks they would choose. topk: blocks that
     each row and group keeps.
     """
@@ -39,6 +48,7 @@ class Step:
     cos: Tensor
     sin: Tensor
     kl_weight: Tensor | None
+    kl_rows: KlRows | None
     captured: bool
     topk: int
 
@@ -98,6 +108,9 @@ class Attention(nn.Module):
             if mode == "sparse":
                 teacher = q.detach(), k.detach(), lse
                 kl = backend.sparse_kl(index_q, index_k, *teacher, ids, docs, block_size=block, weight=step.kl_weight)
+                if step.kl_rows is not None:
+                    rows, weight = step.kl_rows
+                    kl = kl + rows_kl(index_q[rows], index_k, q[rows], k, rows, docs, weight=weight)
         return Attended(self.o_proj(y.flatten(1)), kl, captured)
 
     def index(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,8 @@ from longsight.train.schedule import Schedule
 AttentionMode = Literal["dense", "warmup", "sparse", "frozen-sparse", "static"]
 OptimizerKind = Literal["muon", "adamw"]
 Precision = Literal["fp32", "bf16"]
-Start = Literal["random", "previous-token", "copying"]
+Start = Literal["random", "previous-token", "copying", "spelling"]
+KlKeys = Literal["chosen", "all"]
 Sharding = Literal["ddp", "fsdp"]
 ATTENTION_MODES: tuple[str, ...] = get_args(AttentionMode)
 MATRIX_GROUPS = ("matrices", "index_matrices")  # what Muon can train: the 2-D weights of layers
@@ -27,7 +28,8 @@ class ModelSource:
     """[model]: a new model, or `path`, a checkpoint to continue from, whose config may be given more positions.
 
     start: how a new model's weights begin (train/start.py). "previous-token" points layer 0's first key/value group one
-    token back; "copying" points its heads one, two, ... tokens back and lets the output read the embeddings.
+    token back; "copying" points its heads one, two, ... tokens back and lets the output read the embeddings; "spelling"
+    is that, with embeddings that begin alike where tokens spell one word.
     """
 
     config: ModelConfig
@@ -123,6 +125,7 @@ class StageConfig:
     topk_blocks  blocks that each row keeps in this stage
     kl        lambda, the weight of the index branch's KL beside the language loss
     kl_targets  share of the KL's weight that is kept for rows with a target
+    kl_keys   what that share is measured over: the chosen blocks, or every key before a row
     skip      RoPE positions run up to this number, in random gaps; 0: no gaps
     sources   source name -> weight; the weights sum to 1
     optimizer rates and clips with this stage's own already in place
@@ -140,6 +143,7 @@ class StageConfig:
     schedule: Schedule = field(default_factory=Schedule)
     kl: float = 1.0
     kl_targets: float = 0.0
+    kl_keys: KlKeys = "chosen"
     skip: int = 0
     sources: dict[str, float]
     optimizer: OptimizerConfig

@@ -71,6 +71,8 @@ def from_dict(data: Mapping[str, Any], directory: Path) -> c.TrainConfig:
         validation=_validation(top.table("validation"), model.config, sources) if "validation" in top else None,
     )
     top.finish(SECTIONS)
+    if model.start == "spelling" and config.tokenizer.path is None:
+        raise ConfigError('model.start is "spelling", which reads tokens: [tokenizer] must have a path')
     return config
 
 
@@ -239,6 +241,9 @@ def _stage(
     gate = _gate(table.table("gate")) if "gate" in table else None
     if gate is not None and gate.captured is not None and "warmup" not in attention:
         raise ConfigError(f'{table.where}gate.captured needs a layer whose attention is "warmup": no other measures it')
+    kl_keys = cast(c.KlKeys, table.choice("kl_keys", get_args(c.KlKeys), "chosen"))
+    if kl_keys == "all" and ("sparse" not in attention or "warmup" in attention):
+        raise ConfigError(f'{table.where}kl_keys = "all" is for layers whose attention is "sparse"')
     static = "static" in attention or "static" in table
     topk = table.integer("topk_blocks", model.topk_blocks, least=model.local_blocks + model.init_blocks)
     stage = c.StageConfig(
@@ -254,6 +259,7 @@ def _stage(
         schedule=schedule,
         kl=table.number("kl", 1.0),
         kl_targets=table.number("kl_targets", 0.0, most=1.0),
+        kl_keys=kl_keys,
         skip=skip,
         sources=_shares(table, sources),
         optimizer=_optimizer(table.table("optimizer"), optimizer),

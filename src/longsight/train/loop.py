@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from longsight.model.errors import CheckpointError, ConfigError
 from longsight.model.tokenizer import FILE as TOKENIZER
 from longsight.ops.errors import LongsightError
 from longsight.train import checkpoint, state
+from longsight.train.attention import KlRows
 from longsight.train.batch import TrainBatch
 from longsight.train.config import Gate, StageConfig, TrainConfig
 from longsight.train.data import Data, StageData, batches
@@ -27,7 +28,7 @@ from longsight.train.gate import GateWatch
 from longsight.train.logs import Logs, Row
 from longsight.train.optimizers import Optimizers
 from longsight.train.parallel import Processes, accumulate, number, whole
-from longsight.train.totals import Means, Totals, choosing_rows, count, kl_weights
+from longsight.train.totals import Means, Totals, choosing_rows, count, kl_rows, kl_weights
 
 WITH_KL = ("warmup", "sparse")  # attention modes in which the index branch learns
 
@@ -126,12 +127,18 @@ class Trainer:
         totals = Totals(self.network.config.num_layers)
         for i, batch in enumerate(batches):
             accumulate(self.module, last=i == len(batches) - 1)
-            weights = kl_weights(batch, rows, targets, self.stage.kl_targets)
-            output = self.module(batch, self.stage.attention, weights)
+            output = self.module(batch, self.stage.attention, *self._kl(batch, rows, targets))
             objective = output.loss / max(targets, 1) + self.stage.kl * output.kl.sum()
             (objective * self.processes.size).backward()  # what arrives is the mean over processes
             totals.add(output, batch.documents.rows, self._choosing(batch))
         return totals.reduce(self.processes, (self.stop, self.processes.main and self._over()))
+
+    def _kl(self, batch: TrainBatch, rows: int, targets: int) -> tuple[Tensor, KlRows | None]:
+        """What each row has of the index branch's loss, and the rows that have a part of it over every key."""
+        share = self.stage.kl_targets
+        if self.stage.kl_keys == "chosen":
+            return kl_weights(batch, rows, targets, share), None
+        return (1 - share) * kl_weights(batch, rows, targets, 0.0), kl_rows(batch, targets, share)
 
     def _batches(self, rows: StageData, step: int) -> list[TrainBatch]:
         """This process's micro-batches of a step."""

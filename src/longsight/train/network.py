@@ -21,7 +21,7 @@ from longsight.model import ModelConfig
 from longsight.model.layers import inverse_frequencies, rope_tables
 from longsight.ops import UnsupportedError
 from longsight.ops.training import StaticPolicy, choose
-from longsight.train.attention import INDEXED, Attention, Step
+from longsight.train.attention import INDEXED, Attention, KlRows, Step
 from longsight.train.batch import IGNORED, TrainBatch
 from longsight.train.config import ATTENTION_MODES, AttentionMode
 from longsight.train.layers import Linear, RmsNorm
@@ -125,16 +125,18 @@ class Network(nn.Module):
         batch: TrainBatch,
         modes: Sequence[AttentionMode],
         kl_weight: Tensor | None = None,
+        kl_rows: KlRows | None = None,
         *,
         captured: bool = True,
     ) -> Output:
-        """modes[i] is how layer i attends; kl_weight fp32 [T] weighs the rows in the KL (default 1/T each).
+        """modes[i] is how layer i attends; kl_weight fp32 [T] weighs the rows in the KL (default 1/T each);
+        kl_rows are compared over every key besides, in sparse layers.
 
         captured: whether warm-up layers measure their captured mass, which costs a selection and a sparse pass.
         Raises UnsupportedError for a batch or modes that do not fit the model.
         """
         self._check(batch, modes)
-        h, layers = self._layers(batch, modes, kl_weight, captured)
+        h, layers = self._layers(batch, modes, kl_weight, kl_rows, captured)
         rows = (batch.targets != IGNORED).nonzero()[:, 0]
         loss, correct = self._loss(h[rows], batch.targets[rows])
         zero, unknown = loss.new_zeros(()), loss.new_full((), math.nan)
@@ -156,7 +158,7 @@ class Network(nn.Module):
     def logits(self, batch: TrainBatch, modes: Sequence[AttentionMode]) -> Tensor:
         """fp32 logits [T, V] of every row."""
         self._check(batch, modes)
-        h, _ = self._layers(batch, modes, None, False)
+        h, _ = self._layers(batch, modes, None, None, False)
         return self._head(h)
 
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
@@ -176,10 +178,15 @@ class Network(nn.Module):
                 layer.block_sparse_moe.balance(counts, rate)
 
     def _layers(
-        self, batch: TrainBatch, modes: Sequence[AttentionMode], kl_weight: Tensor | None, captured: bool
+        self,
+        batch: TrainBatch,
+        modes: Sequence[AttentionMode],
+        kl_weight: Tensor | None,
+        kl_rows: KlRows | None,
+        captured: bool,
     ) -> tuple[Tensor, list[LayerOutput]]:
         cos, sin = rope_tables(batch.rope_positions, self.inverse_frequency)
-        step = Step(self.backend, batch.documents, cos, sin, kl_weight, captured, self.topk)
+        step = Step(self.backend, batch.documents, cos, sin, kl_weight, kl_rows, captured, self.topk)
         h, outputs = self.embed_tokens(batch.tokens).to(self.dtype), []
         for i, (layer, mode) in enumerate(zip(self.layers, modes, strict=True)):
             arguments = h, step, mode, self._static_ids(batch, i) if mode == "static" else None

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from longsight.train.attention import KlRows
 from longsight.train.batch import IGNORED, TrainBatch
 from longsight.train.network import Output
 from longsight.train.parallel import Processes
+
+KL_ROWS = 1024  # of one forward pass, at most, that are compared over every key
 
 
 @dataclass(frozen=True)
@@ -92,3 +95,14 @@ def kl_weights(batch: TrainBatch, rows: int, targets: int, on_targets: float) ->
     with a target have to themselves. rows, targets: of the whole step, over all batches and processes."""
     learned = (batch.targets != IGNORED).float()
     return (1 - on_targets) / rows + learned * (on_targets / max(targets, 1))
+
+
+def kl_rows(batch: TrainBatch, targets: int, share: float) -> KlRows:
+    """The rows with a target, which have `share` of the KL among them, all alike: at most KL_ROWS, evenly spread.
+    targets: of the whole step, over all batches and processes."""
+    learned = (batch.targets != IGNORED).nonzero()[:, 0]
+    count = learned.shape[0]
+    kept = min(count, KL_ROWS)
+    chosen = learned[torch.arange(kept, device=learned.device) * count // max(kept, 1)]
+    each = share * count / (max(kept, 1) * max(targets, 1))
+    return KlRows(chosen, torch.full((kept,), each, device=learned.device))
