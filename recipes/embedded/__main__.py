@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = TrainConfig.from_file(TRAIN).run.out / "model"
     try:
         run("corpus", WORK / "corpus.jsonl", ["recipes.embedded.corpus"])
-        run("tokenizer", WORK / "tokens", ["recipes.embedded.tokenizer"])
+        run("tokenizer", WORK / "even", ["recipes.embedded.tokenizer"])
         run("code", WORK / "code", ["recipes.embedded.code"])
         threads = ["--threads", options.threads] if options.threads else []
         run("training", model, ["longsight.cli.main", "train", str(TRAIN), "--resume", *threads])

@@ -43,7 +43,7 @@ def choose(source: Source, deb: Path) -> tuple[str, list[str]]:
 def make(work: Path, debs: Path, table: Path) -> None:
     """Raises PackageError where a package cannot be had or used, DataError without a tokenizer."""
     started = time.monotonic()
-    tokenizer_file = work / "tokens" / FILE
+    tokenizer_file = work / "even" / FILE
     if not tokenizer_file.is_file():
         raise DataError(f"{tokenizer_file} does not exist; python -m recipes.embedded.tokenizer writes it")
     with ProgressBar("downloading packages") as bar:

@@ -1,8 +1,10 @@
-"""The embedded model's tokenizer, and the corpus as token ids: `python -m recipes.embedded.tokenizer`.
+"""The corpus as token ids, and the tokenizer that wrote them: `python -m recipes.embedded.tokenizer [--plain]`.
 
-Reads work/corpus.jsonl (`python -m recipes.embedded.corpus`) and writes the directory work/tokens: a token file for
-`[[data]] tokens = ...` with its tokenizer.json. Every document begins with `]~!b[` and ends with `[e~[`. To hold some
-out, name the directory twice, with part = [0.0, 0.99] and part = [0.99, 1.0].
+Reads work/corpus.jsonl (`python -m recipes.embedded.corpus`) and writes a directory for `[[data]] tokens = ...` with
+its tokenizer.json: work/even, in which a word is split alike with a blank before it and without, for the embedded
+model; or --plain, work/tokens, an ordinary BPE of 4,096 tokens, for examples/text.toml and the quality study. Every
+document begins with `]~!b[` and ends with `[e~[`. To hold some out, name the directory twice, with part = [0.0, 0.99]
+and part = [0.99, 1.0].
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from longsight.train.tokenizer import file_hash, train
 from longsight.train.tokens import TokenWriter, write_texts
 from recipes.embedded.corpus import WORK
 
-VOCAB_SIZE = 4096
+VOCAB_SIZE, PLAIN_SIZE = 6144, 4096
 PAD = "]!p~["
 SPECIAL = (PAD, DOCUMENT, TURN, END_OF_TURN)
 MARKERS = (NAMESPACE, THINK, END_THINK)  # decoded as text: the parser of answers looks for them
@@ -50,9 +52,11 @@ LEARNED_FROM = 20_000_000  # characters of the corpus: more changes few merges
 SHOWN = 20_000  # characters of one document learned from
 
 
-def learn(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> tokenizers.Tokenizer:
+def learn(texts: Iterable[str], vocab_size: int | None = None, *, plain: bool = False) -> tokenizers.Tokenizer:
     """A byte-level BPE in which each number of up to three digits and each marker of the chat format is one token."""
-    return train(chain(repeat(CONVERSATION, REPEATED), texts), vocab_size, SPECIAL, markers=MARKERS, group_digits=True)
+    size = vocab_size or (PLAIN_SIZE if plain else VOCAB_SIZE)
+    texts = chain(repeat(CONVERSATION, REPEATED), texts)
+    return train(texts, size, SPECIAL, markers=MARKERS, group_digits=True, even=not plain)
 
 
 def _some(texts: Iterable[str]) -> Iterator[str]:
@@ -71,13 +75,13 @@ def write(texts: Iterable[str], tokenizer: Tokenizer, writer: TokenWriter) -> No
     write_texts(texts, tokenizer, writer, before=[ids[DOCUMENT]], after=[ids[END_OF_TURN]])
 
 
-def make(corpus: Path, out: Path) -> None:
+def make(corpus: Path, out: Path, plain: bool = False) -> None:
     """Raises DataError if `corpus` cannot be read or `out` exists."""
     started = time.monotonic()
     texts = Texts.find([corpus])
     with TokenWriter(out) as writer:
         file = writer.directory / FILE
-        learn(_some(texts)).save(str(file))
+        learn(_some(texts), plain=plain).save(str(file))
         tokenizer = Tokenizer.from_file(file)
         with ProgressBar("tokenizing", is_bytes=True) as bar:
             texts.progress = bar.update
@@ -98,10 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--corpus", type=Path, default=WORK / "corpus.jsonl", metavar="FILE", help="(default %(default)s)"
     )
-    parser.add_argument("--out", type=Path, default=WORK / "tokens", metavar="DIR", help="(default %(default)s)")
+    parser.add_argument("--plain", action="store_true", help="an ordinary BPE, for the study")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"(default {WORK / 'even'}, or {WORK / 'tokens'})")
     options = parser.parse_args(arguments)
     try:
-        make(options.corpus, options.out)
+        make(options.corpus, options.out or WORK / ("tokens" if options.plain else "even"), options.plain)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

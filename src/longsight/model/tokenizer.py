@@ -62,6 +62,10 @@ class Tokenizer:
         """Ids run from 0 to vocab_size - 1, added tokens included."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
+    def tokens(self) -> list[str]:
+        """Every token as the vocabulary spells it, in the order of ids; "" where an id has none."""
+        return [self._tokenizer.id_to_token(index) or "" for index in range(self.vocab_size)]
+
     def encode(self, text: str, add_special_tokens: bool = True) -> Sequence[int]:
         """Token ids of `text`. add_special_tokens: let the tokenizer put its own start or end tokens around it.
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from longsight.model import ModelConfig
 from longsight.model.layers import inverse_frequencies
 from longsight.train.network import Network, group_of
+from longsight.train.tokenizer import BLANK
 
+STYLE = 0.25  # of an embedding's square, how a word is written; the rest, which word it is
 ENERGY = (0.5, 0.2, 0.12, 0.08, 0.06, 0.04)  # of the previous-token head on the fastest rotary pairs
 
 
@@ -53,6 +55,42 @@ def copying(network: Network, seed: int) -> None:
     reads the embeddings: a token that attention brings is a token that is said. For vocabularies of text, where a match
     takes several tokens, and tokens are copied that were seen a few times only."""
     random(network, seed, None)
+    _copy(network, seed)
+
+
+@torch.no_grad()
+def spelling(network: Network, seed: int, tokens: Sequence[str]) -> None:
+    """As `copying`, and tokens that spell one word, whether or not a blank is before it or it has capitals, begin
+    alike: as the sum of a vector for the word and one for how it is written. What finds a word in a sentence can then
+    say it in a name, where no blank is before it, without having seen every word in both.
+
+    tokens: as the vocabulary has them, in the order of their ids, in the letters of byte-level tokenizers.
+    """
+    random(network, seed, None)
+    weight = network.embed_tokens.weight
+    spelled = [_spelled(token) for token in tokens]
+    first: dict[str, int] = {}
+    words = weight[[first.setdefault(word, index) for index, (word, _) in enumerate(spelled)]]
+    numbers: dict[tuple[bool, str], int] = {}
+    styles = [numbers.setdefault(style, len(numbers)) for _, style in spelled]
+    vectors = torch.randn(len(numbers), weight.shape[1], generator=torch.Generator().manual_seed(seed + 2))
+    weight[: len(tokens)] = (1 - STYLE) ** 0.5 * words + STYLE**0.5 * vectors.to(weight.device)[styles]
+    _copy(network, seed)
+
+
+def _spelled(token: str) -> tuple[str, tuple[bool, str]]:
+    """The word of a token, and how it is written: whether after a blank, and its case. Single letters are words of
+    their own, since codes are made of them."""
+    blank = len(token) > 1 and token.startswith(BLANK)
+    word = token.removeprefix(BLANK) if blank else token
+    if len(word) == 1 or not (word.isascii() and word.isalpha()):
+        return word, (blank, "other")
+    case = next((name for name in ("lower", "title", "upper") if word == getattr(word, name)()), None)
+    return (word.lower(), (blank, case)) if case else (word, (blank, "other"))
+
+
+def _copy(network: Network, seed: int) -> None:
+    """What `copying` does to the weights of `random`."""
     config = network.config
     if not config.tie_word_embeddings:
         network.lm_head.weight.copy_(network.embed_tokens.weight * config.hidden_size**-0.5)
@@ -88,8 +126,9 @@ def _back(config: ModelConfig, distance: int) -> Tensor:
     return vector
 
 
-STARTS: Mapping[str, Callable[[Network, int], None]] = {
-    "random": random,
-    "previous-token": previous_token,
-    "copying": copying,
+STARTS: Mapping[str, Callable[[Network, int, Sequence[str]], None]] = {
+    "random": lambda network, seed, _: random(network, seed),
+    "previous-token": lambda network, seed, _: previous_token(network, seed),
+    "copying": lambda network, seed, _: copying(network, seed),
+    "spelling": spelling,
 }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from longsight.model.errors import CheckpointError
 from longsight.model.tokenizer import FILE as TOKENIZER
+from longsight.model.tokenizer import Tokenizer
 from longsight.train import start
 from longsight.train.config import TrainConfig
 from longsight.train.data import Data
@@ -34,7 +35,9 @@ def begin(config: TrainConfig, device: torch.device) -> Network:
     if config.model.path is not None:
         load_tensors(network, config.model.path)
     else:
-        start.STARTS[config.model.start](network, run.seed)
+        path = config.tokenizer.path
+        tokens = Tokenizer.from_file(path).tokens() if path is not None else ()
+        start.STARTS[config.model.start](network, run.seed, tokens)
     return network.to(device)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import tokenizers
@@ -18,6 +20,10 @@ BOS, EOS = DOCUMENT, END_OF_TURN
 DIGIT_GROUP = 3  # digits of the longest numbers that can be one token
 # Words with the mark or blank before them, numbers by groups of up to three digits from the left, punctuation, blanks.
 WORDS = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Words with at most a blank before them; and the same with that blank apart.
+EVEN = r"'(?i:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+APART = r"'(?i:[sdmt]|ll|ve|re)|\p{L}+|\p{N}{1,3}|[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)| (?=\S)|\s+"
+WITH_BLANK = 0.4  # of an even tokenizer's merges
 BLANK = "\u0120"  # how byte-level tokenizers write a blank
 LEARNED_AT_ONCE = 1 << 16  # characters: memory of the learner grows with the longest text
 
@@ -29,14 +35,17 @@ def train(
     *,
     markers: Sequence[str] = (),
     group_digits: bool = False,
+    even: bool = False,
 ) -> tokenizers.Tokenizer:
     """A byte-level BPE of `vocab_size` tokens: the special ones first, the markers, then 256 bytes, then merges.
 
     Every text can be written in it and read back. Digits are tokens of their own, so that numbers are copied digit by
     digit; with group_digits, every group of one to three digits is one token, the last 1,100 of the vocabulary, and a
-    longer number is split into groups of three from the left. markers: tokens of their own too, which stay in the text
-    when ids are decoded without special tokens. There may be fewer tokens than asked for where the texts hold too few
-    different words.
+    longer number is split into groups of three from the left. even: a word is split alike with a blank before it and
+    without, so that it can be copied from a sentence into a call; merges are learned without blanks, and a share of the
+    vocabulary is the tokens that most often begin a word, once more with a blank. markers: tokens of their own too,
+    which stay in the text when ids are decoded without special tokens. There may be fewer tokens than asked for where
+    the texts hold too few different words.
     Raises ConfigError for a vocabulary too small or special tokens that are empty or come twice.
     """
     added = [*special_tokens, *markers]
@@ -47,34 +56,57 @@ def train(
         raise ConfigError(f"vocab_size is {vocab_size}; 256 bytes, {len(added)} special tokens{groups} need {least}")
     if len(set(added)) < len(added) or not all(added):
         raise ConfigError(f"special_tokens are {added!r}; expected different texts")
+    blanks = int(WITH_BLANK * (vocab_size - least)) if even else 0
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    digits, words = (
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.Split(tokenizers.Regex(WORDS), "isolated"),
-    )
-    characters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not group_digits)
     # Merges learned here join no digits: their groups follow whole.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*([words] if group_digits else []), digits, characters])
+    tokenizer.pre_tokenizer = _pieces(APART if even else WORDS if group_digits else None, single_digits=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - numbers,
+        vocab_size=vocab_size - numbers - blanks,
         special_tokens=[tokenizers.AddedToken(token, special=True, normalized=False) for token in added],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_parts(texts), trainer)
-    if group_digits:
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, characters])
-    return _finished(tokenizer, markers, group_digits)
+    parts: Iterable[str] = _parts(texts)
+    if even:
+        parts = list(parts)  # read twice
+    tokenizer.train_from_iterator(parts, trainer)
+    begin = _beginnings(tokenizer, parts, blanks) if even else ()
+    tokenizer.pre_tokenizer = _pieces(EVEN if even else WORDS if group_digits else None, single_digits=not group_digits)
+    return _finished(tokenizer, markers, group_digits, begin)
 
 
-def _finished(tokenizer: tokenizers.Tokenizer, markers: Sequence[str], group_digits: bool) -> tokenizers.Tokenizer:
-    """With the markers no longer special, and with groups of digits."""
+def _pieces(pattern: str | None, single_digits: bool) -> pre_tokenizers.PreTokenizer:
+    """What merges stay within: matches of `pattern`, or where it is None those of the byte-level default."""
+    words = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")] if pattern else []
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if single_digits else []
+    characters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not pattern)
+    return pre_tokenizers.Sequence([*words, *digits, characters])
+
+
+def _beginnings(tokenizer: tokenizers.Tokenizer, parts: Iterable[str], count: int) -> list[str]:
+    """The tokens that most often follow a blank of their own, numbers and added tokens aside."""
+    found: Counter[int] = Counter()
+    blank, added = tokenizer.token_to_id(BLANK), tokenizer.get_added_tokens_decoder()
+    for part in parts:
+        found.update(after for before, after in pairwise(tokenizer.encode(part).ids) if before == blank)
+    words = [tokenizer.id_to_token(index) or BLANK for index, _ in found.most_common() if index not in added]
+    return [word for word in words if not word.isdigit() and not word.startswith(BLANK)][:count]
+
+
+def _finished(
+    tokenizer: tokenizers.Tokenizer, markers: Sequence[str], group_digits: bool, begin: Sequence[str]
+) -> tokenizers.Tokenizer:
+    """With the markers no longer special, with a blank before each of `begin`, and with groups of digits."""
     config = json.loads(tokenizer.to_str())
     for token in config["added_tokens"]:
         token["special"] = token["content"] not in markers
+    vocabulary, merges = config["model"]["vocab"], config["model"]["merges"]
+    for word in begin:
+        # The last merge there is: whatever follows the blank has been put together before.
+        vocabulary[BLANK + word] = len(vocabulary)
+        merges.append([BLANK, word])
     if group_digits:
-        vocabulary, merges = config["model"]["vocab"], config["model"]["merges"]
         for length in range(2, DIGIT_GROUP + 1):
             for number in range(10**length):
                 group = f"{number:0{length}}"
