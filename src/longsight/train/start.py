@@ -126,9 +126,9 @@ def _back(config: ModelConfig, distance: int) -> Tensor:
     return vector
 
 
-STARTS: Mapping[str, Callable[[Network, int, Sequence[str]], None]] = {
-    "random": lambda network, seed, _: random(network, seed),
-    "previous-token": lambda network, seed, _: previous_token(network, seed),
-    "copying": lambda network, seed, _: copying(network, seed),
-    "spelling": spelling,
+# Those that read no tokens.
+STARTS: Mapping[str, Callable[[Network, int], None]] = {
+    "random": random,
+    "previous-token": previous_token,
+    "copying": copying,
 }

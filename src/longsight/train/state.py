@@ -34,10 +34,11 @@ def begin(config: TrainConfig, device: torch.device) -> Network:
     network = Network(config.model.config, backend, run.checkpointing, dtype=dtype)
     if config.model.path is not None:
         load_tensors(network, config.model.path)
+    elif config.model.start == "spelling":
+        assert config.tokenizer.path is not None  # or the configuration is refused
+        start.spelling(network, run.seed, Tokenizer.from_file(config.tokenizer.path).tokens())
     else:
-        path = config.tokenizer.path
-        tokens = Tokenizer.from_file(path).tokens() if path is not None else ()
-        start.STARTS[config.model.start](network, run.seed, tokens)
+        start.STARTS[config.model.start](network, run.seed)
     return network.to(device)
 
 

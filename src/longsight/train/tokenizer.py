@@ -57,9 +57,10 @@ def train(
     if len(set(added)) < len(added) or not all(added):
         raise ConfigError(f"special_tokens are {added!r}; expected different texts")
     blanks = int(WITH_BLANK * (vocab_size - least)) if even else 0
+    apart, whole = (APART, EVEN) if even else (WORDS, WORDS) if group_digits else (None, None)
     tokenizer = tokenizers.Tokenizer(models.BPE())
     # Merges learned here join no digits: their groups follow whole.
-    tokenizer.pre_tokenizer = _pieces(APART if even else WORDS if group_digits else None, single_digits=True)
+    tokenizer.pre_tokenizer = _pieces(apart, single_digits=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - numbers - blanks,
@@ -72,7 +73,7 @@ def train(
         parts = list(parts)  # read twice
     tokenizer.train_from_iterator(parts, trainer)
     begin = _beginnings(tokenizer, parts, blanks) if even else ()
-    tokenizer.pre_tokenizer = _pieces(EVEN if even else WORDS if group_digits else None, single_digits=not group_digits)
+    tokenizer.pre_tokenizer = _pieces(whole, single_digits=not group_digits)
     return _finished(tokenizer, markers, group_digits, begin)
 
 

@@ -48,10 +48,15 @@ def queries_and_keys(q: Tensor, k: Tensor, docs: Documents, dtypes: Sequence[tor
     shape("q", q, (docs.rows, None, None))
     shape("k", k, (docs.rows, None, q.shape[2]))
     not_empty("q", q)
-    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        raise UnsupportedError(f"{q.shape[1]} query heads are not a positive multiple of {k.shape[1]} KV heads")
+    heads(q, k)
     same("q and k", q, k)
     dtype("q", q, dtypes)
+
+
+def heads(q: Tensor, k: Tensor) -> None:
+    """H_q, at least one, is a multiple of H_kv."""
+    if k.shape[1] == 0 or q.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise UnsupportedError(f"{q.shape[1]} query heads are not a positive multiple of {k.shape[1]} KV heads")
 
 
 def index(index_q: Tensor, index_k: Tensor, docs: Documents, dtypes: Sequence[torch.dtype]) -> None:

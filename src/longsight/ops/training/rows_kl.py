@@ -45,8 +45,7 @@ def rows_kl(
     check.shape("q", q, (count, None, k.shape[2]))
     check.shape("weight", weight, (count,))
     check.same("index_q, index_k, q and k", index_q, index_k, q, k)
-    if q.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        raise UnsupportedError(f"{q.shape[1]} query heads are not a positive multiple of {k.shape[1]} KV heads")
+    check.heads(q, k)
     if count and (int(rows[0]) < 0 or int(rows[-1]) >= docs.rows or (rows.diff() <= 0).any()):
         raise UnsupportedError(f"rows must ascend strictly from 0 to {docs.rows - 1} at most")
     total: Tensor = _RowsDivergence.apply(  # type: ignore[no-untyped-call]
