@@ -82,12 +82,12 @@ class Model:
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=False))
 
-    def takes(self, grammar: Grammar, text: str) -> bool:
-        """Whether `text` is an answer in whole, and ends there and nowhere before."""
+    def takes(self, grammar: Grammar, text: str, *, ends_early: bool = False) -> bool:
+        """Whether `text` is an answer in whole, and ends there and, unless ends_early, nowhere before."""
         matcher, tokens = self.compiler.matcher(grammar), self.tokenizer.encode(text).ids
         for i, token in enumerate(tokens):
             mask = matcher.mask()
-            assert not (mask[EOS] and i < len(tokens)), self.decode(tokens[:i])
+            assert ends_early or not mask[EOS], self.decode(tokens[:i])
             if not mask[token]:
                 return False
             matcher.accept(token)
@@ -292,6 +292,32 @@ def test_one_call_or_one_tool(model: Model) -> None:
         tool_grammar(TOOLS, only="later", parallel=True, start="content")
 
 
+CALL = block(call("weather", arg("city", "Oran")))
+OPTIONAL: list[tuple[str, bool]] = [
+    ("", True),
+    ("It rains.\n", True),
+    ("]<]minimax is said of a marker", True),
+    (CALL, True),
+    ("I look it up.\n" + CALL, True),
+    ("a ]<]mini" + CALL, True),
+    (CALL + "It rains.", False),
+    (NS, False),
+    ("a" + block(call("later", "")), False),
+    ("a" + block(call("weather", "")), False),
+    (block(call("now", arg("zone", "CET") + arg("z", arg("item", "1")))), True),  # not held to a schema
+    (block(call("now", ""), call("weather", arg("city", "x")), call("now", "")), True),
+    (block(call("now", "it is late")), False),
+    (block(call("now", TURN)), False),
+]
+
+
+@pytest.mark.parametrize(("text", "good"), OPTIONAL)
+def test_a_call_that_may_be_made(model: Model, text: str, good: bool) -> None:
+    """Once begun, it is held to its tool's schema; or to nothing but the markup."""
+    grammar = tool_grammar(TOOLS, parallel=True, start="content", optional=True, free={"now"})
+    assert model.takes(grammar, text, ends_early=True) is good
+
+
 THOUGHTS = {
     "": {"content", "undecided"},
     END_THINK: {"reasoning", "undecided"},
@@ -307,6 +333,10 @@ THOUGHTS = {
 def test_thinking_comes_first_and_is_free(model: Model, thought: str, start: Start) -> None:
     calls = tool_grammar(TOOLS, only=None, parallel=True, start=start)
     assert model.takes(calls, thought + block(call("now", ""))) is (start in THOUGHTS[thought])
+    if start == "reasoning" and thought.count(END_THINK) == 1:  # in what follows it is text
+        may = tool_grammar(TOOLS, parallel=True, start=start, optional=True)
+        for answer in ("", "Well.", block(call("now", "")), f"Well.\n{CALL}"):
+            assert model.takes(may, thought + answer, ends_early=True) is (start in THOUGHTS[thought])
     answer = format_grammar("json_object", "", start)
     assert model.takes(answer, thought + '{"a": [1, null]}') is (start in THOUGHTS[thought])
 

@@ -441,6 +441,7 @@ RESULT = {"type": "tool_result", "tool_use_id": "nobody", "content": "x"}
         ({"stop_sequences": [""]}, "stop_sequences is 0 characters long"),
         ({"thinking": {"type": "sometimes"}}, 'thinking.type is "sometimes"; it must be one of adaptive, enabled, dis'),
         ({"tools": [{"name": "f"}]}, "tools.0.input_schema is null; it must be a JSON schema"),
+        ({"tools": [{**WEATHER, "strict": 1}]}, "tools.0.strict is 1; it must be true or false"),
         ({"tools": [{**WEATHER, "name": "a b"}]}, "tools.0.name is 'a b'"),
         ({"tool_choice": {"type": "any"}}, "tool_choice asks for a call, but no tools are declared"),
         ({"tool_choice": {"type": "perhaps"}}, 'tool_choice.type is "perhaps"; it must be one of auto, any, tool'),
@@ -574,6 +575,18 @@ def test_calls_that_must_be_made(choice: dict[str, Any], names: set[str]) -> Non
     assert names.issuperset(use.name for use in uses)
     assert all(use.input == {} for use in uses)
     assert len(uses) == 1 if "disable_parallel_tool_use" in choice else uses
+
+
+def test_a_strict_tool_is_held_to_its_schema() -> None:
+    with (
+        scripted("So." + calls(("weather", {"place": "Oslo", "days": "few"}))) as (server, _),
+        client_of(server) as client,
+    ):
+        for strict in (True, False):
+            text, use = client.messages.create(**ASK, tools=[{**WEATHER, "strict": strict}]).content
+            assert (text.type, use.type) == ("text", "tool_use")
+            assert use.input["place"] == "Oslo"
+            assert (use.input.get("days") == "few") is not strict
 
 
 @pytest.mark.parametrize("place", ["output_config", "output_format"])

@@ -269,6 +269,27 @@ def test_a_call_that_must_be_made_is_made(choice: Any) -> None:
     assert json.loads(call.function.arguments) in [{"unit": "c", "days": []}, {"unit": "f", "days": []}]
 
 
+def test_a_strict_tool_is_called_as_its_schema_says_or_not_at_all() -> None:
+    def units(strict: bool) -> Any:
+        return {"type": "function", "function": {"name": "units", "parameters": UNIT, "strict": strict}}
+
+    body = f"{NS}<unit>kelvin{NS}</unit>{NS}<place>Oran{NS}</place>"
+    with scripted(f'Well.{NS}<tool_call>\n{NS}<invoke name="units">{body}{NS}</invoke>\n{NS}</tool_call>') as server:
+        for strict, heard in ((True, {"c", "f"}), (False, {"kelvin"})):
+            choice = ask(server, tools=[units(strict), WEATHER]).choices[0]
+            assert (choice.message.content, choice.finish_reason) == ("Well.", "tool_calls")
+            (call,) = choice.message.tool_calls
+            arguments = json.loads(call.function.arguments)
+            assert arguments["unit"] in heard
+            assert set(arguments) == ({"unit", "days"} if strict else {"unit", "place"})
+    with scripted("I would rather talk.") as server:
+        assert ask(server, tools=[units(True)]).choices[0].message.content == "I would rather talk."
+    with scripted(BLOCK) as server:  # a tool that is not strict is called as ever, beside one that is
+        (call,) = ask(server, tools=[units(True), WEATHER]).choices[0].message.tool_calls
+        assert json.loads(call.function.arguments) == {"zone": 'Al"ger\u00e9 \u65e5', "days": 3}
+        assert not ask(server, tools=[units(True), WEATHER], tool_choice="none").choices[0].message.tool_calls
+
+
 def wrong(name: str) -> Any:
     parameters = {"type": "object", "properties": {name: {"type": "string"}}, "required": [name]}
     return {"type": "function", "function": {"name": "f", "parameters": parameters}}
@@ -284,6 +305,7 @@ def wrong(name: str) -> Any:
             "not",
         ),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "white space"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "strict": "y"}}]}, "tools.0.function.strict", "'y'"),
         ({"tools": [{"type": "retrieval"}]}, "tools.0", "function"),
         ({"tool_choice": "required"}, "tool_choice", "no tools are declared"),
         ({"tools": [WEATHER], "tool_choice": "sometimes"}, "tool_choice", "none, auto, required"),

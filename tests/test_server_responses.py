@@ -451,6 +451,22 @@ def test_a_call_can_be_demanded() -> None:
             assert json.loads(call.arguments)["unit"] in ("C", "F")
 
 
+def test_a_strict_tool_is_held_to_its_schema() -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"unit": {"type": "string", "enum": ["C", "F"]}},
+        "required": ["unit"],
+    }
+    with scripted(calls(("one", {"unit": "K"}))) as (_, client):
+        for strict, heard in ((True, "CF"), (False, "K"), (None, "K")):
+            tools: Any = [{"type": "function", "name": "one", "parameters": parameters, "strict": strict}]
+            (call,) = client.responses.create(model="tiny", input="x", tools=tools).output
+            assert call.type == "function_call"
+            assert json.loads(call.arguments)["unit"] in heard
+        with pytest.raises(openai.BadRequestError, match=r"tools\.0\.strict is 'no'; it must be true or false"):
+            client.responses.create(model="tiny", input="x", tools=[{**tools[0], "strict": "no"}])
+
+
 def test_items_by_reference() -> None:
     script = lambda prompt: "Cold." if "<response>" in last_turn(prompt) else calls(("get_weather", {"city": "Oslo"}))  # noqa: E731
     with scripted(script) as (_, client):

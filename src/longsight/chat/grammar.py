@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, Literal
 
 import llguidance
@@ -28,11 +28,20 @@ _SHARED = ("$defs", "definitions")
 MAX_SEARCH = 4 << 20  # characters of schema that are compiled to find out where one fails
 
 
-def tool_grammar(tools: Sequence[tuple[str, Any]], *, only: str | None, parallel: bool, start: Start) -> Grammar:
+def tool_grammar(
+    tools: Sequence[tuple[str, Any]],
+    *,
+    only: str | None = None,
+    parallel: bool,
+    start: Start,
+    optional: bool = False,
+    free: Container[str] = (),
+) -> Grammar:
     """An answer that is one block of calls after any thinking.
 
     tools: name and JSON schema of the arguments, in the caller's order. only: the one tool that may be called.
-    parallel: one call or more, else exactly one. start: as for OutputParser. Raises SchemaError.
+    parallel: one call or more, else exactly one. start: as for OutputParser. optional: text may come before the block,
+    or in its place. free: tools whose calls are not held to their schema. Raises SchemaError.
     """
     chosen = {name: schema for name, schema in reversed(tools) if only is None or name == only}
     if not chosen:
@@ -44,17 +53,25 @@ def tool_grammar(tools: Sequence[tuple[str, Any]], *, only: str | None, parallel
     for name, schema in reversed(chosen.items()):
         if not _NAME.fullmatch(name) or not texts.writable(name):
             raise SchemaError("a tool's name has 1 to 256 characters, none of them \" < > or a control", tool=name)
+        opening = [literal(f'<invoke name="{name}">'), ns]
+        if name in free:
+            calls.append([rules.rule([*opening, rules.terminal(texts.CALL, lazy=True), literal("\n"), ns])])
+            continue
         _check_size(schema, name)
         call = rules.reserve("", name)
-        opening = [literal(f'<invoke name="{name}">'), ns]
         ending = [literal("</invoke>\n"), ns]
         bodies = ArgumentRules(rules, name, schema).bodies()
         rules.define(call, [[*opening, *body, *ending] for body in bodies])
         calls.append([call])
     call = rules.rule(*calls)
-    opening = [literal("<tool_call>\n"), ns, Symbol(call.text, "+" if parallel else "")]
-    block = rules.rule([ns, *opening, literal("</tool_call>")])
-    return Grammar("lark", rules.text(rules.rule(*([*before, block] for before in _thinking(rules, start)))))
+    block = [literal("<tool_call>\n"), ns, Symbol(call.text, "+" if parallel else ""), literal("</tool_call>")]
+    answers = [[ns, *block]]
+    if optional:
+        # The marker ends the text before it: what is read as text so far need not be decided.
+        text = rules.terminal(texts.CONTENT)
+        answers = [[rules.terminal(texts.CONTENT_TO_CALL), *block], [Symbol(text.text, "?")]]
+    bodies = [[*before, *answer] for before in _thinking(rules, start) for answer in answers]
+    return Grammar("lark", rules.text(rules.rule(*bodies)))
 
 
 def format_grammar(kind: Literal["json_object", "json_schema"], schema_text: str, start: Start) -> Grammar:

@@ -22,16 +22,18 @@ _INLINE = re.compile(r"\s*<((?:mm:)?)think>(.*?)</\1think>\n*", re.DOTALL)
 class Tool:
     """A function that the model may call. function: its declaration as the caller wrote it, keys in the caller's order.
 
-    parameters: JSON schema of the arguments; an empty one allows anything.
+    parameters: JSON schema of the arguments; an empty one allows anything. strict: a call's arguments must fit it.
     """
 
     name: str
     parameters: Mapping[str, Any]
     function: Mapping[str, Any]
+    strict: bool = False
 
     @classmethod
-    def declare(cls, function: Mapping[str, Any], path: str) -> Tool:
-        """Raises ChatError for a name that the markup cannot carry, or a schema that is no object."""
+    def declare(cls, function: Mapping[str, Any], path: str, strict: Any = None) -> Tool:
+        """Raises ChatError for a name that the markup cannot carry, a schema that is no object, or a `strict` that is
+        no truth value."""
         name, parameters = function.get("name"), function.get("parameters")
         if not isinstance(name, str) or not name or len(name) > MAX_NAME or _BAD_NAME.search(name):
             raise ChatError(
@@ -43,7 +45,9 @@ class Tool:
             raise ChatError(
                 f"{path}.parameters is {parameters!r:.80}; it must be a JSON schema, an object", f"{path}.parameters"
             )
-        return cls(name, parameters or {}, function)
+        if not isinstance(strict, bool | None):
+            raise ChatError(f"{path}.strict is {strict!r:.80}; it must be true or false", f"{path}.strict")
+        return cls(name, parameters or {}, function, strict is True)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ def array(of: Schema, least: int = 0) -> Schema:
 
 NULL: Schema = {"type": "null"}
 NAME: Schema = {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"}
-FUNCTION = record("name", name=NAME, description=some(TEXT, NULL), parameters=some(record(), NULL))
+STRICT = some({"type": "boolean"}, NULL)
+FUNCTION = record("name", name=NAME, description=some(TEXT, NULL), parameters=some(record(), NULL), strict=STRICT)
 
 
 def between(kind: str, low: float, high: float) -> Schema:
@@ -123,7 +124,9 @@ SHAPES: Mapping[type[BaseModel], Mapping[str, Schema]] = {
     ResponsesFields: {
         "max_output_tokens": POSITIVE,
         "input": some(TEXT, array(record(type={"type": "string"}, role=TEXT), 1)),
-        "tools": some(NULL, array(record("type", type={"const": "function"}, name=NAME, parameters=record()))),
+        "tools": some(
+            NULL, array(record("type", type={"const": "function"}, name=NAME, parameters=record(), strict=STRICT))
+        ),
         "tool_choice": some({"enum": [None, "none", "auto", "required"]}, record("type", type=TEXT)),
     },
     MessagesFields: {
@@ -140,7 +143,7 @@ SHAPES: Mapping[type[BaseModel], Mapping[str, Schema]] = {
             ),
             1,
         ),
-        "tools": some(NULL, array(record("name", name=NAME, description=TEXT, input_schema=record()))),
+        "tools": some(NULL, array(record("name", name=NAME, description=TEXT, input_schema=record(), strict=STRICT))),
         "tool_choice": some(NULL, record("type", type={"enum": ["auto", "none", "any", "tool"]}, name=TEXT)),
     },
 }

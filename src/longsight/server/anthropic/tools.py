@@ -30,7 +30,7 @@ def tools(given: Sequence[Any] | None) -> list[Tool]:
         function = {"name": tool.get("name"), "description": tool.get("description"), "parameters": schema}
         if function["description"] is None:
             del function["description"]
-        found.append(Tool.declare(function, path))
+        found.append(Tool.declare(function, path, tool.get("strict")))
     return found
 
 

@@ -58,7 +58,8 @@ class Toolbox:
             raise invalid(f"{path} is {show(given)}; it must be an object with a type", path)
         kind = given.get("type")
         if kind == "function":
-            self._declare({k: given[k] for k in given if k in _DECLARED}, "function", path, namespace)
+            function = {k: given[k] for k in given if k in _DECLARED}
+            self._declare(function, "function", path, namespace, given.get("strict"))
         elif kind == "custom":
             self._declare(_custom(given), "custom", path, namespace)
         elif kind == "namespace" and namespace is None and isinstance(given.get("tools"), list):
@@ -68,10 +69,15 @@ class Toolbox:
             self.warnings.append(f"{path} of type {show(kind)} is not run by this server")
 
     def _declare(
-        self, function: Mapping[str, Any], kind: Literal["function", "custom"], path: str, namespace: str | None
+        self,
+        function: Mapping[str, Any],
+        kind: Literal["function", "custom"],
+        path: str,
+        namespace: str | None,
+        strict: Any = None,
     ) -> None:
         name = function.get("name")
-        tool = Tool.declare({**function, "name": model_name(name, namespace)}, path)
+        tool = Tool.declare({**function, "name": model_name(name, namespace)}, path, strict)
         self.tools.append(tool)
         self._callers[tool.name] = Caller(kind, str(name), namespace or None)
 
