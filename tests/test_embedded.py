@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 from longsight import LLM, SamplingParams
+from longsight.chat.events import Call
 from longsight.cli.demo_text import gather_text
 from longsight.cli.progress import ProgressBar
 from longsight.model.markup import END_THINK
+from recipes.embedded import calls
 from recipes.embedded.trials import Haystack, trials
 from test_cli_serve import serve
 
@@ -78,3 +81,31 @@ def test_a_wish_becomes_a_valid_call(name: str, about: str, parameter: str, wish
     assert call.type == "function"
     assert call.function.name == name
     assert json.loads(call.function.arguments) == {parameter: value}
+
+
+def test_wishes_for_calls_are_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(calls, "WISHES", 4)
+    monkeypatch.setattr(calls, "FORMS", {"three": {"tools": [3, 3]}})
+    text, _ = gather_text(100_000)
+    (tmp_path / "text.txt").write_text(text)
+    assert calls.main(["--text", str(tmp_path / "text.txt")]) == 0
+    name, valid, exact, held, held_exact = capsys.readouterr().out.splitlines()[-1].split()
+    assert name == "three"
+    assert 0 <= int(exact) <= int(valid) <= 4
+    assert 0 <= int(held_exact) <= int(held) <= 4
+    assert int(held) >= 3  # a strict tool's call is valid, if one is made
+    schema = {"properties": {"city": {"type": "string"}}, "required": ["city"]}
+    wish = calls.Wish([], {"f": schema, "g": {"properties": {"city": {"type": "null"}}}}, Call("f", '{"city": "Oran"}'))
+    for made, verdict in {
+        '{"city": "Oran"}': (True, True),
+        '{"city": "Rome"}': (True, False),
+        '{"town": "Oran"}': (False, False),
+        '{"city": ': (False, False),
+    }.items():
+        assert calls.judge(wish, [Call("f", made)]) == verdict
+    assert calls.judge(wish, [Call("g", '{"city": "Oran"}')]) == (False, False)
+    assert calls.judge(wish, [Call("h", "{}")]) == (False, False)
+    assert calls.judge(wish, []) == (False, False)
+    assert calls.judge(wish, [wish.wanted, wish.wanted]) == (True, False)
