@@ -14,6 +14,7 @@ from longsight.evals import intervals
 from longsight.evals.intervals import Estimate
 from longsight.evals.plots import plot_accuracy, plot_loss
 from longsight.evals.report import interval, table, tokens
+from longsight.train.config import TrainConfig
 
 LOSS_TARGET = 0.005  # of the baseline's loss
 RETRIEVAL_TARGET = 0.01  # points below the baseline
@@ -144,11 +145,13 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate:
 def _preamble(study: Study, record: Mapping[str, Any]) -> list[str]:
     states = [run["state"] for run in record["runs"]]
     settings = study.evaluations(study.arms[0])[0]
+    model = TrainConfig.from_file(study.train, study.assignments).model.config
     bound = f" or {settings.prompt_tokens:,} tokens of them" if settings.prompt_tokens else ""
     lines = [
         f"The same data, tokens and size under several kinds of attention: study `{study.name}`, {len(study.seeds)} "
         f"training seeds, trained at {study.training_length:,} tokens, {settings.trials} prompts{bound} per task, "
-        "length and seed, the same for all. Written by",
+        f"length and seed, the same for all. Sparse attention reads {model.topk_blocks} blocks of {model.block_size} "
+        "tokens a query where an arm's name says no other. Written by",
         "",
         f"    python -m bench.quality {_relative(study.path)}",
         "",
