@@ -91,7 +91,7 @@ def test_wishes_for_calls_are_judged(
     text, _ = gather_text(100_000)
     (tmp_path / "text.txt").write_text(text)
     assert calls.main(["--text", str(tmp_path / "text.txt")]) == 0
-    name, valid, exact, held, held_exact = capsys.readouterr().out.splitlines()[-1].split()
+    name, valid, exact, held, held_exact = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
     assert name == "three"
     assert 0 <= int(exact) <= int(valid) <= 4
     assert 0 <= int(held_exact) <= int(held) <= 4

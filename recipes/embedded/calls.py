@@ -28,13 +28,14 @@ from longsight.chat.grammar import tool_grammar
 from longsight.chat.parser import OutputParser
 from longsight.cli.demo_text import gather_text
 from longsight.cli.progress import ProgressBar
+from longsight.evals.report import table
 from longsight.model.built_in import model_dir
 from longsight.model.markup import END_OF_TURN, END_THINK
 from longsight.model.tokenizer import FILE, Tokenizer
 from longsight.ops.errors import LongsightError
 from longsight.train.tasks import Context, build
-from longsight.train.tokenizer import file_hash
-from longsight.train.tokens import TokenFile, TokenWriter, write_texts
+from longsight.train.tokens import TokenFile, TokenWriter
+from recipes.embedded.tokenizer import write
 
 WISHES = 40
 ROW, ANSWER_TOKENS = 1200, 120
@@ -57,12 +58,11 @@ class Wish:
     wanted: Call
 
 
-def write(text: str, model: Path, tokenizer: Tokenizer, work: Path) -> TokenFile:
+def words_of(text: str, model: Path, tokenizer: Tokenizer, work: Path) -> TokenFile:
     """The text as a directory of tokens, which the task takes its words from."""
     with TokenWriter(work) as writer:
         shutil.copyfile(model / FILE, writer.directory / FILE)
-        writer.begin(tokenizer.vocab_size, file_hash(writer.directory / FILE))
-        write_texts([text], tokenizer, writer)
+        write([text], tokenizer, writer)
     return TokenFile(work)
 
 
@@ -85,8 +85,9 @@ def read(answer: str, schemas: Mapping[str, Any]) -> Sequence[Call]:
 
 
 def answer(llm: LLM, wish: Wish, strict: bool) -> Sequence[Call]:
-    held = tool_grammar(list(wish.schemas.items()), parallel=True, start="content", optional=True)
-    settings = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=0.0, grammar=held if strict else None)
+    tools = list(wish.schemas.items())
+    held = tool_grammar(tools, parallel=True, start="content", optional=True) if strict else None
+    settings = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=0.0, grammar=held)
     return read(llm.generate([wish.prompt], settings, use_tqdm=False)[0].outputs[0].text, wish.schemas)
 
 
@@ -112,18 +113,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text, _ = gather_text(CHARACTERS, args.text)
         llm = LLM(args.model, max_model_len=ROW + ANSWER_TOKENS)
         with tempfile.TemporaryDirectory() as scratch, ProgressBar("asking") as bar:
-            words = write(text, model_dir(args.model), llm.tokenizer, Path(scratch) / "words")
-            lines = [f"{f'of {WISHES} wishes':<42}{'not strict':>16}{'strict':>16}", " " * 42 + "   valid   exact" * 2]
+            words = words_of(text, model_dir(args.model), llm.tokenizer, Path(scratch) / "words")
+            rows = []
             for asked, (name, form) in enumerate(FORMS.items(), 1):
                 counts = np.zeros((2, 2), dtype=int)
                 for wish in wishes(llm.tokenizer, words, form, args.seed):
                     counts += [judge(wish, answer(llm, wish, strict)) for strict in (False, True)]
-                lines.append(f"{name:<42}" + "".join(f"{n:>8}" for n in counts.ravel()))
+                rows.append([name, *map(str, counts.ravel())])
                 bar.update(asked, len(FORMS), name)
     except LongsightError as error:
         print(f"calls: error: {error}", file=sys.stderr)
         return 1
-    print("\n".join(lines))
+    print("\n".join(table([f"declared, of {WISHES}", "valid", "exact", "strict: valid", "exact"], rows)))
     return 0
 
 

@@ -55,23 +55,24 @@ def tool_grammar(
             raise SchemaError("a tool's name has 1 to 256 characters, none of them \" < > or a control", tool=name)
         opening = [literal(f'<invoke name="{name}">'), ns]
         if name in free:
-            calls.append([rules.rule([*opening, rules.terminal(texts.CALL, lazy=True), literal("\n"), ns])])
-            continue
-        _check_size(schema, name)
-        call = rules.reserve("", name)
-        ending = [literal("</invoke>\n"), ns]
-        bodies = ArgumentRules(rules, name, schema).bodies()
-        rules.define(call, [[*opening, *body, *ending] for body in bodies])
+            call = rules.rule([*opening, rules.terminal(texts.CALL, lazy=True), literal("\n"), ns])
+        else:
+            _check_size(schema, name)
+            call = rules.reserve("", name)
+            ending = [literal("</invoke>\n"), ns]
+            bodies = ArgumentRules(rules, name, schema).bodies()
+            rules.define(call, [[*opening, *body, *ending] for body in bodies])
         calls.append([call])
     call = rules.rule(*calls)
     block = [literal("<tool_call>\n"), ns, Symbol(call.text, "+" if parallel else ""), literal("</tool_call>")]
-    answers = [[ns, *block]]
     if optional:
-        # The marker ends the text before it: what is read as text so far need not be decided.
+        # One terminal for text and the marker that ends it: until the marker comes, both answers are still open.
         text = rules.terminal(texts.CONTENT)
         answers = [[rules.terminal(texts.CONTENT_TO_CALL), *block], [Symbol(text.text, "?")]]
-    bodies = [[*before, *answer] for before in _thinking(rules, start) for answer in answers]
-    return Grammar("lark", rules.text(rules.rule(*bodies)))
+    else:
+        answers = [[ns, *block]]
+    whole = [[*before, *answer] for before in _thinking(rules, start) for answer in answers]
+    return Grammar("lark", rules.text(rules.rule(*whole)))
 
 
 def format_grammar(kind: Literal["json_object", "json_schema"], schema_text: str, start: Start) -> Grammar:

@@ -36,11 +36,11 @@ def holding(*markers: str) -> str:
     return "/(?s:.*)(" + "|".join(re.escape(m).replace("/", "\\/") for m in markers) + ")(?s:.*)/"
 
 
-# Of the border too: a value's last characters and the marker after it must not make another marker.
-FREE = f"((/(?s:.*)/ & ~{holding(NAMESPACE)}) {NS}) & ~{holding(*_ENDS)}"
-REASONING = f"(/(?s:.*)/ & ~{holding(NAMESPACE, END_THINK, *_ENDS)}) {json.dumps(END_THINK)}"
 CONTENT = f"/(?s:.+)/ & ~{holding(NAMESPACE)}"
 CONTENT_TO_CALL = f"(/(?s:.*)/ & ~{holding(NAMESPACE)}) {NS}"
+# Of the border too: a value's last characters and the marker after it must not make another marker.
+FREE = f"({CONTENT_TO_CALL}) & ~{holding(*_ENDS)}"
+REASONING = f"(/(?s:.*)/ & ~{holding(NAMESPACE, END_THINK, *_ENDS)}) {json.dumps(END_THINK)}"
 CALL = f'(/(?s:.*)/ & ~{holding("</invoke>", *_ENDS)}) "</invoke>"'
 NO_MARKER = holding(NAMESPACE, *_ENDS)
 

@@ -141,15 +141,19 @@ class Service:
     def _grammar(self, turn: Turn, start: Start) -> Grammar | None:
         # A template without thinking leaves nothing undecided: the answer begins with the content.
         section: Start = start if self.chat_format.thinks else "content"
-        tools = [(tool.name, tool.parameters) for tool in turn.tools]
-        if turn.tool_choice.kind == "required":
-            return tool_grammar(tools, only=turn.tool_choice.name, parallel=turn.parallel_calls, start=section)
-        wanted = turn.answer_format
+        choice, wanted = turn.tool_choice, turn.answer_format
+        required = choice.kind == "required"
+        if required or (choice.kind == "auto" and wanted is None and any(tool.strict for tool in turn.tools)):
+            return tool_grammar(
+                [(tool.name, tool.parameters) for tool in turn.tools],
+                only=choice.name,
+                parallel=turn.parallel_calls,
+                start=section,
+                optional=not required,
+                free=() if required else {tool.name for tool in turn.tools if not tool.strict},
+            )
         if wanted is None:
-            if turn.tool_choice.kind == "none" or not any(tool.strict for tool in turn.tools):
-                return None
-            free = {tool.name for tool in turn.tools if not tool.strict}
-            return tool_grammar(tools, parallel=turn.parallel_calls, start=section, optional=True, free=free)
+            return None
         if wanted.kind in ("json_object", "json_schema") and isinstance(wanted.value, str):
             return format_grammar(wanted.kind, wanted.value, section)
         return wanted
