@@ -120,7 +120,7 @@ def test_llm_without_a_name_is_the_embedded_model(constructed: Path) -> None:
         assert output.outputs[0].text == "abcd"
 
 
-def test_the_server_answers_a_chat_and_calls_a_tool() -> None:
+def test_the_server_answers_a_chat_and_calls_a_tool(tmp_path: Path) -> None:
     tool: Any = {
         "type": "function",
         "function": {
@@ -135,7 +135,10 @@ def test_the_server_answers_a_chat_and_calls_a_tool() -> None:
     }
     path = embedded_path()
     form = ChatFormat(Tokenizer.from_dir(path), ChatTemplate.from_checkpoint(path))
-    with serve("--max-model-len", "4096", "--threads", "1", model=None) as (process, url):
+    key = tmp_path / "signing.key"
+    options = ("--max-model-len", "4096", "--threads", "1", "--signing-key", str(key))
+    with serve(*options, model=None) as (process, url):
+        assert len(key.read_bytes()) == 32
         with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
             (card,) = client.models.list()
             assert card.id == "longsight"

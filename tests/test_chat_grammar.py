@@ -103,7 +103,7 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 
 def read(text: str, start: Start, tools: dict[str, Any]) -> Message:
-    parser = OutputParser(start, tools)
+    parser = OutputParser(start, tools, forgiving=False)
     return Message.of([*parser.push(text), *parser.finish()])
 
 
@@ -112,7 +112,7 @@ def check(text: str, start: Start, tools: dict[str, Any]) -> list[str]:
     assert text.endswith(f"{NS}</tool_call>")
     found = read(text, start, tools)
     assert found.content == ""
-    assert len(found.calls) == text.count("<invoke name=") or "<invoke name=" in text.split(f"{NS}<tool_call>\n")[0]
+    assert len(found.calls) == text.count(f"{NS}<invoke name=")
     for call in found.calls:
         jsonschema.validate(json.loads(call.arguments), tools[call.name])
     return [call.name for call in found.calls]
@@ -293,6 +293,7 @@ def test_one_call_or_one_tool(model: Model) -> None:
 
 
 CALL = block(call("weather", arg("city", "Oran")))
+BAD = call("weather", arg("days", arg("item", "soon")))
 OPTIONAL: list[tuple[str, bool]] = [
     ("", True),
     ("It rains.\n", True),
@@ -306,8 +307,16 @@ OPTIONAL: list[tuple[str, bool]] = [
     ("a" + block(call("weather", "")), False),
     (block(call("now", arg("zone", "CET") + arg("z", arg("item", "1")))), True),  # not held to a schema
     (block(call("now", ""), call("weather", arg("city", "x")), call("now", "")), True),
+    (block(call("now", arg("patch", "a </invoke> b\n<invoke name=x>"))), True),
     (block(call("now", "it is late")), False),
-    (block(call("now", TURN)), False),
+    (block(call("now", arg("zone", TURN))), False),
+    ("see ]~b" + CALL, False),  # with the marker, the end of a turn
+    # What a tool that is held must not come in by, through one that is not.
+    (f'{NS}<tool_call>\n{NS}<invoke name="now">{BAD}{NS}</tool_call>', False),
+    (block(call("now", f"{NS}<z>1{BAD}{NS}</z>")), False),
+    (block(call("now", f"{NS}</invoke >\n{BAD}")), False),
+    (block(call("now", f"{NS}</tool_call>{NS}<tool_call>\n{BAD}")), False),
+    (block(call("now", f"{NS}<tool_call>{BAD}")), False),
 ]
 
 
@@ -316,6 +325,49 @@ def test_a_call_that_may_be_made(model: Model, text: str, good: bool) -> None:
     """Once begun, it is held to its tool's schema; or to nothing but the markup."""
     grammar = tool_grammar(TOOLS, parallel=True, start="content", optional=True, free={"now"})
     assert model.takes(grammar, text, ends_early=True) is good
+    if good:
+        check_held(text, "content")
+
+
+def check_held(text: str, start: Start) -> None:
+    """The calls of an answer are of tools that are declared, and those of tools that are held fit their schemas."""
+    schemas = {name: schema or {} for name, schema in TOOLS}
+    found = read(text, start, schemas)
+    assert len(found.calls) == text.count(f"{NS}<invoke name=")
+    for each in found.calls:
+        jsonschema.validate(json.loads(each.arguments), schemas[each.name])
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("seed", range(3))
+def test_calls_that_are_made_are_held(model: Model, start: Start, seed: int) -> None:
+    grammar = tool_grammar(TOOLS, parallel=True, start=start, optional=True, free={"now"})
+    said = next(filter(None, (model.say(grammar, 100 * seed + i) for i in range(100))), None)
+    assert said is not None
+    check_held(said, start)
+
+
+INSTEAD = {"properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        ('{"a": 1}', True),
+        (CALL, True),
+        (block(call("now", arg("zone", "CET"))), True),
+        (BAD, False),
+        ('{"a": "x"}', False),
+        ("It rains.", False),
+        ("It rains." + CALL, False),
+        ('{"a": 1}' + CALL, False),
+    ],
+)
+@pytest.mark.parametrize("thought", [END_THINK, f"so\n{END_THINK}"])
+def test_a_call_or_json(model: Model, thought: str, text: str, good: bool) -> None:
+    answer: Any = ("json_schema", json.dumps(INSTEAD))
+    grammar = tool_grammar(TOOLS, parallel=True, start="reasoning", optional=True, answer=answer, free={"now"})
+    assert model.takes(grammar, thought + text) is good
 
 
 THOUGHTS = {
@@ -333,10 +385,9 @@ THOUGHTS = {
 def test_thinking_comes_first_and_is_free(model: Model, thought: str, start: Start) -> None:
     calls = tool_grammar(TOOLS, only=None, parallel=True, start=start)
     assert model.takes(calls, thought + block(call("now", ""))) is (start in THOUGHTS[thought])
-    if start == "reasoning" and thought.count(END_THINK) == 1:  # in what follows it is text
-        may = tool_grammar(TOOLS, parallel=True, start=start, optional=True)
-        for answer in ("", "Well.", block(call("now", "")), f"Well.\n{CALL}"):
-            assert model.takes(may, thought + answer, ends_early=True) is (start in THOUGHTS[thought])
+    may = tool_grammar(TOOLS, parallel=True, start=start, optional=True)
+    for words in ("", "Well.", block(call("now", "")), f"Well.\n{CALL}"):
+        assert model.takes(may, thought + words, ends_early=True) is (start in THOUGHTS[thought])
     answer = format_grammar("json_object", "", start)
     assert model.takes(answer, thought + '{"a": [1, null]}') is (start in THOUGHTS[thought])
 
@@ -378,6 +429,24 @@ def test_values(model: Model, schema: Any, text: str, value: Any) -> None:
         assert json.loads(found.arguments) == {"v": value}
     else:
         assert "minLength" in schema
+
+
+def test_a_value_that_would_be_read_as_another_is_not_written(model: Model) -> None:
+    """Of properties with one name in several alternatives, the parser reads a text as the first of them says."""
+    schema = {"anyOf": [{"properties": {"a": {"enum": [1]}}}, {"properties": {"a": {"const": 7}}}]}
+    root = {"type": "object", "properties": {"v": schema}, "required": ["v"]}
+    for value, good in (("1", True), ("7", False)):
+        assert model.takes(one(root), block(call("f", arg("v", arg("a", value))))) is good
+
+
+def test_a_value_may_look_like_markup(model: Model) -> None:
+    """Where a grammar writes the calls, what looks like a missing tag is none."""
+    inner = {"anyOf": [{"type": "number"}, {"type": "object", "required": ["v"]}]}
+    root = {"type": "object", "properties": {"v": inner, "w": {"type": "string"}}, "required": ["v", "w"]}
+    answer = block(call("f", arg("v", arg("v", "x")) + arg("w", "a</w>")))
+    assert model.takes(one(root), answer)
+    (found,) = read(answer, "content", {"f": root}).calls
+    assert json.loads(found.arguments) == {"v": {"v": "x"}, "w": "a</w>"}
 
 
 @pytest.mark.parametrize("seed", range(4))

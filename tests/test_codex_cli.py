@@ -1,4 +1,4 @@
-"""Codex CLI, unattended, against this server: a turn of text, and one with its shell tool."""
+"""Codex CLI, unattended, against this server: turns with its shell tool, that end in text or in JSON of a schema."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ from live_server import live_server
 from longsight.engine import SamplingDefaults
 from longsight.model.markup import NAMESPACE as NS
 from longsight.server.usage import UsageRecord
-from test_cli_serve import serve
 
 pytestmark = pytest.mark.clients
 VERSION = "0.169"
+SCHEMA = {
+    "type": "object",
+    "properties": {"answer": {"type": "string", "maxLength": 40}},
+    "required": ["answer"],
+    "additionalProperties": False,
+}
 DOCUMENT = Path(__file__).parents[1] / "docs" / "clients.md"
 
 
@@ -55,36 +60,24 @@ def items(events: Sequence[dict[str, object]], kind: str) -> list[dict[str, obje
     return [item for item in found if isinstance(item, dict) and item["type"] == kind]
 
 
-def test_a_turn_of_text_from_the_constructed_model(codex: Path, constructed: Path, tmp_path: Path) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"answer": {"type": "string", "maxLength": 40}},
-        "required": ["answer"],
-        "additionalProperties": False,
-    }
-    form = tmp_path / "schema.json"
-    form.write_text(json.dumps(schema))
-    key = tmp_path / "signing.key"
-    with serve("--max-model-len", "200000", "--threads", "1", "--signing-key", str(key)) as (_, url):
-        events = run(codex, tmp_path, url, "longsight", "Say something.", "--output-schema", str(form))
-    (message,) = items(events, "agent_message")
-    assert list(json.loads(str(message["text"]))) == ["answer"]
-    assert events[-1]["type"] == "turn.completed"
-    assert len(key.read_bytes()) == 32
-
-
-def test_a_turn_with_the_shell_tool(codex: Path, tmp_path: Path) -> None:
-    """The sum is worked out by the shell: its result stands nowhere before the command has run."""
+@pytest.mark.parametrize("form", ["text", "schema"])
+def test_a_turn_with_the_shell_tool(codex: Path, tmp_path: Path, form: str) -> None:
+    """The sum is worked out by the shell: its result stands nowhere before the command has run. Where the last answer
+    has a schema, tools are called before it all the same."""
     command = "echo longsight-tool-$((40 + 2))"
+    answers = {"text": "The shell said {}.", "schema": '{{"answer": "{}"}}'}
+    said = "Running." if form == "text" else ""  # text beside a call would not be of the schema
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    options = ["--output-schema", str(tmp_path / "schema.json")] if form == "schema" else []
 
     def script(prompt: str) -> str:
         turns = prompt.rsplit("]~b]tool", 1)
         result = re.search("longsight-tool-[0-9]+", turns[1]) if len(turns) > 1 else None
         if result is not None:
-            return f"<mm:think>It ran.</mm:think>The shell said {result[0]}."
+            return f"<mm:think>It ran.</mm:think>{answers[form].format(result[0])}"
         assert "exec_command" in prompt
         call = f'{NS}<invoke name="exec_command">{NS}<cmd>{command}{NS}</cmd>{NS}</invoke>\n'
-        return f"<mm:think>I run it.</mm:think>Running.{NS}<tool_call>\n{call}{NS}</tool_call>"
+        return f"<mm:think>I run it.</mm:think>{said}{NS}<tool_call>\n{call}{NS}</tool_call>"
 
     records: list[UsageRecord] = []
     model = ScriptedModel(script, context=100_000)
@@ -98,15 +91,16 @@ def test_a_turn_with_the_shell_tool(codex: Path, tmp_path: Path) -> None:
     ) as server:
         # The script's one command is safe, and the sandbox needs rights that test machines may not give.
         unattended = "--dangerously-bypass-approvals-and-sandbox"
-        events = run(codex, tmp_path, f"{server.url}/v1", "tiny", "Run the tool.", unattended)
+        events = run(codex, tmp_path, f"{server.url}/v1", "tiny", "Run the tool.", unattended, *options)
     (ran,) = items(events, "command_execution")
     assert command in str(ran["command"])
     assert (ran["aggregated_output"], ran["exit_code"]) == ("longsight-tool-42\n", 0)
-    assert [m["text"] for m in items(events, "agent_message")] == ["Running.", "The shell said longsight-tool-42."]
+    last = answers[form].format("longsight-tool-42")
+    assert [m["text"] for m in items(events, "agent_message")] == [*filter(None, [said]), last]
     assert [r["text"] for r in items(events, "reasoning")] == ["I run it.", "It ran."]
     # Thinking came back signed with the second request, whose beginning was in the cache.
     first, second = model.prompts
-    assert f"<mm:think>I run it.</mm:think>Running.{NS}<tool_call>" in second
+    assert f"<mm:think>I run it.</mm:think>{said}{NS}<tool_call>" in second
     assert second.startswith(first)
     assert [(r.dialect, r.status) for r in records] == [("responses", "ok")] * 2
     assert records[1].cached_tokens >= len(first.encode()) - 256

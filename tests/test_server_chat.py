@@ -290,6 +290,44 @@ def test_a_strict_tool_is_called_as_its_schema_says_or_not_at_all() -> None:
         assert not ask(server, tools=[units(True), WEATHER], tool_choice="none").choices[0].message.tool_calls
 
 
+def test_of_several_tools_of_one_name_the_first_counts() -> None:
+    def days(kind: str, strict: bool) -> Any:
+        parameters = {"type": "object", "properties": {"days": {"type": kind}}, "required": ["days"]}
+        return {"type": "function", "function": {"name": "get-weather.v2", "parameters": parameters, "strict": strict}}
+
+    with scripted(
+        f'{NS}<tool_call>\n{NS}<invoke name="get-weather.v2">{NS}<days>3{NS}</days>{NS}</invoke>\n{NS}</tool_call>'
+    ) as server:
+        for kind, other, value in (("integer", "string", 3), ("string", "integer", "3")):
+            for strict in (True, False):
+                choice = ask(server, tools=[days(kind, strict), days(other, not strict)]).choices[0]
+                (call,) = choice.message.tool_calls
+                assert json.loads(call.function.arguments) == {"days": value}
+
+
+def test_tools_may_be_called_where_the_answer_has_a_format() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    named = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    for form in (named, {"type": "json_object"}):
+        with scripted(BLOCK) as server:
+            (call,) = ask(server, tools=[WEATHER], response_format=form).choices[0].message.tool_calls
+            assert call.function.name == "get-weather.v2"
+            choice = ask(server, tools=[WEATHER], response_format=form, tool_choice="none").choices[0]
+            assert not choice.message.tool_calls
+        with scripted('{"a": 5}') as server:
+            choice = ask(server, tools=[WEATHER], response_format=form).choices[0]
+            assert (choice.message.content, choice.message.tool_calls) == ('{"a": 5}', None)
+
+
+def test_what_the_server_holds_is_not_for_the_model_to_read() -> None:
+    def usage(**more: Any) -> int:
+        tool = {"type": "function", "function": {**WEATHER["function"], **more}}
+        return int(ask(server, tools=[tool]).usage.prompt_tokens)
+
+    with scripted("Well.") as server:
+        assert usage() == usage(strict=True) == usage(strict=False) != usage(parameters={})
+
+
 def wrong(name: str) -> Any:
     parameters = {"type": "object", "properties": {name: {"type": "string"}}, "required": [name]}
     return {"type": "function", "function": {"name": "f", "parameters": parameters}}

@@ -1,7 +1,7 @@
 """Tool calls of a trained model: `python -m recipes.embedded.calls [MODEL]`.
 
 Functions with invented names are declared, a user wants what one of them does, and the model answers: wishes are made
-as in training, of words that it has not seen. Each is asked for twice: with functions that are not strict, and with
+as in training, of the words of other texts. Each is asked for twice: with functions that are not strict, and with
 strict ones, whose calls a grammar holds to their schemas. A call is valid if its arguments fit the schema of the
 function that it names, and exact if it is the one that was wanted. The same seed gives the same wishes.
 """

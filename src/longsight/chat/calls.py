@@ -59,12 +59,13 @@ def read_tag(text: str, start: int = 0) -> tuple[Tag | None, int]:
 class _Element:
     """An open element: its place in the schema, its text so far, its children.
 
-    streams: a string argument whose text is passed on as it comes; tail: what may yet prove to be its closing tag
-    without a namespace marker.
+    closer: what would be its closing tag without a namespace marker; "" where no such tag is made good. streams: a
+    string argument whose text is passed on as it comes; tail: what may yet prove to be the closer.
     """
 
     name: str
     typed: Typed
+    closer: str
     streams: bool = False
     parts: list[str] = field(default_factory=list)
     children: list[tuple[str, Any]] = field(default_factory=list)
@@ -73,7 +74,7 @@ class _Element:
     def value(self) -> Any:
         text = "".join(self.parts)
         if not self.children:
-            return self.typed.read(_without_closer(text, self.name))
+            return self.typed.read(_without_closer(text, self.closer))
         if self.typed.is_array or (
             not self.typed.knows("item")
             and "object" not in self.typed.types
@@ -92,14 +93,21 @@ class _Element:
 class CallParser:
     """The inside of a block of calls. `open` while it lasts; text and tags in, events out.
 
-    visible: False follows the markup and reports nothing. anomalies: counts of what was malformed, by kind; given by
-    the caller, who may have some of its own.
+    visible: False follows the markup and reports nothing. forgiving: tags without their namespace marker and
+    elements without their end are made good; where a grammar writes the calls, there are none, and a value's text that
+    looks so is a value. anomalies: counts of what was malformed, by kind; given by the caller, who may have some of
+    its own.
     """
 
     def __init__(
-        self, tools: Mapping[str, Any], *, visible: bool = True, anomalies: Counter[str] | None = None
+        self,
+        tools: Mapping[str, Any],
+        *,
+        visible: bool = True,
+        forgiving: bool = True,
+        anomalies: Counter[str] | None = None,
     ) -> None:
-        self._tools, self._visible = tools, visible
+        self._tools, self._visible, self._forgiving = tools, visible, forgiving
         self.anomalies: Counter[str] = Counter() if anomalies is None else anomalies
         self.open = False
         self._count = 0
@@ -117,6 +125,8 @@ class CallParser:
     @property
     def in_value(self) -> bool:
         """Whether a tag without a namespace marker would be text, part of an argument. No number looks like one."""
+        if not self._forgiving:
+            return True
         return bool(self._stack) and not (
             self._stack[-1].typed.types and _PLAIN.issuperset(self._stack[-1].typed.types)
         )
@@ -196,7 +206,8 @@ class CallParser:
             self._open_argument(name)
             return
         top = self._stack[-1]
-        if len(self._stack) == 1 and self._arguments.knows(name) and not self._fits_inside(top, name):
+        beside = self._forgiving and len(self._stack) == 1 and self._arguments.knows(name)
+        if beside and not self._fits_inside(top, name):
             self.anomalies["unclosed_argument"] += 1
             self._close_all()
             self._open_argument(name)
@@ -205,7 +216,8 @@ class CallParser:
         elif len(self._stack) == MAX_DEPTH:
             self._lost = True
         else:
-            self._stack.append(_Element(name, top.typed.item() if top.typed.is_array else top.typed.property(name)))
+            typed = top.typed.item() if top.typed.is_array else top.typed.property(name)
+            self._stack.append(_Element(name, typed, self._closer(name)))
 
     def _fits_inside(self, element: _Element, name: str) -> bool:
         """Whether an element of that name may belong to `element` rather than stand beside it."""
@@ -221,11 +233,15 @@ class CallParser:
             self._end_array()
         typed = self._arguments.property(name)
         repeated = self._waiting is not None
-        element = _Element(name, typed, streams=typed.is_string and name not in self._names and not repeated)
+        streams = typed.is_string and name not in self._names and not repeated
+        element = _Element(name, typed, self._closer(name), streams)
         self._stack.append(element)
         if element.streams:
             self._names.add(name)
             self._emit(self._key(name) + '"')
+
+    def _closer(self, name: str) -> str:
+        return f"</{name}>" if self._forgiving else ""
 
     def _close(self, name: str, text: str) -> None:
         if self._lost or not self._stack:
@@ -245,7 +261,7 @@ class CallParser:
     def _close_top(self) -> None:
         element = self._stack.pop()
         if element.streams:
-            element.tail = _without_closer(element.tail, element.name)
+            element.tail = _without_closer(element.tail, element.closer)
             self._release(element)
             self._emit('"')
         elif self._stack:
@@ -285,7 +301,7 @@ class CallParser:
             element.parts.append(text)
             return
         text = element.tail + text
-        held = _possible_closer(text, element.name)
+        held = _possible_closer(text, element.closer)
         element.tail = text[len(text) - held :]
         self._emit(_json(text[: len(text) - held])[1:-1])
 
@@ -298,16 +314,16 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _without_closer(text: str, name: str) -> str:
+def _without_closer(text: str, closer: str) -> str:
     """A text without a closing tag of its element at its end, which came without its namespace marker."""
     shorter = text.rstrip()
-    closer = f"</{name}>"
-    return shorter[: -len(closer)] if shorter.endswith(closer) else text
+    return shorter[: -len(closer)] if closer and shorter.endswith(closer) else text
 
 
-def _possible_closer(text: str, name: str) -> int:
+def _possible_closer(text: str, closer: str) -> int:
     """Length of the end of `text` that may be a closing tag without its namespace marker, or become one."""
-    closer = f"</{name}>"
+    if not closer:
+        return 0
     shorter = text[-MAX_TAG:].rstrip()  # a closing tag and more white space than this is text
     if shorter.endswith(closer):
         return min(len(text), MAX_TAG) - len(shorter) + len(closer)

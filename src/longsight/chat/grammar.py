@@ -23,6 +23,7 @@ from longsight.engine.grammar import JSON_FORM, LIMITS, MAX_GRAMMAR_CHARS, check
 from longsight.engine.params import Grammar
 from longsight.model.markup import END_THINK, THINK
 
+JsonKind = Literal["json_object", "json_schema"]
 _NAME = re.compile(r"[^<>\"\x00-\x1f]{1,256}")
 _SHARED = ("$defs", "definitions")
 MAX_SEARCH = 4 << 20  # characters of schema that are compiled to find out where one fails
@@ -35,13 +36,15 @@ def tool_grammar(
     parallel: bool,
     start: Start,
     optional: bool = False,
+    answer: tuple[JsonKind, str] | None = None,
     free: Container[str] = (),
 ) -> Grammar:
     """An answer that is one block of calls after any thinking.
 
-    tools: name and JSON schema of the arguments, in the caller's order. only: the one tool that may be called.
-    parallel: one call or more, else exactly one. start: as for OutputParser. optional: text may come before the block,
-    or in its place. free: tools whose calls are not held to their schema. Raises SchemaError.
+    tools: name and JSON schema of the arguments, in the caller's order; of several of one name the first counts.
+    only: the one tool that may be called. parallel: one call or more, else exactly one. start: as for OutputParser.
+    optional: text may come before the block, or in its place. answer: and then it is such JSON, as for format_grammar,
+    without a block. free: tools whose calls are not held to their schema. Raises SchemaError.
     """
     chosen = {name: schema for name, schema in reversed(tools) if only is None or name == only}
     if not chosen:
@@ -55,7 +58,7 @@ def tool_grammar(
             raise SchemaError("a tool's name has 1 to 256 characters, none of them \" < > or a control", tool=name)
         opening = [literal(f'<invoke name="{name}">'), ns]
         if name in free:
-            call = rules.rule([*opening, rules.terminal(texts.CALL, lazy=True), literal("\n"), ns])
+            call = rules.rule([*opening, Symbol(_element(rules).text, "*"), literal("</invoke>\n"), ns])
         else:
             _check_size(schema, name)
             call = rules.reserve("", name)
@@ -65,7 +68,9 @@ def tool_grammar(
         calls.append([call])
     call = rules.rule(*calls)
     block = [literal("<tool_call>\n"), ns, Symbol(call.text, "+" if parallel else ""), literal("</tool_call>")]
-    if optional:
+    if optional and answer:
+        answers = [[ns, *block], [_json(*answer)]]
+    elif optional:
         # One terminal for text and the marker that ends it: until the marker comes, both answers are still open.
         text = rules.terminal(texts.CONTENT)
         answers = [[rules.terminal(texts.CONTENT_TO_CALL), *block], [Symbol(text.text, "?")]]
@@ -75,9 +80,23 @@ def tool_grammar(
     return Grammar("lark", rules.text(rules.rule(*whole)))
 
 
-def format_grammar(kind: Literal["json_object", "json_schema"], schema_text: str, start: Start) -> Grammar:
+def _element(rules: Rules) -> Symbol:
+    """An argument of any name and value. What it is closed with may be another's name: the parser sees to that."""
+    tag = rules.terminal(texts.TAG)
+    element = rules.reserve()
+    opening, closing = [literal("<"), tag, literal(">")], [literal("</"), tag, literal(">"), rules.terminal(texts.NS)]
+    inner = [rules.terminal(texts.FREE, lazy=True), Symbol(element.text, "*", needed=False)]
+    return rules.define(element, [[*opening, *inner, *closing]])
+
+
+def format_grammar(kind: JsonKind, schema_text: str, start: Start) -> Grammar:
     """An answer that is JSON, any object or of a schema (JSON text), after any thinking. Raises SchemaError with the
     place of a keyword that cannot be held to."""
+    rules, answer = Rules(), _json(kind, schema_text)
+    return Grammar("lark", rules.text(rules.rule(*([*before, answer] for before in _thinking(rules, start)))))
+
+
+def _json(kind: JsonKind, schema_text: str) -> Symbol:
     schema: Any = {"type": "object"}
     if kind == "json_schema":
         try:
@@ -90,9 +109,7 @@ def format_grammar(kind: Literal["json_object", "json_schema"], schema_text: str
             raise SchemaError(f"it has {len(schema_text)} characters; at most {MAX_GRAMMAR_CHARS} are read")
         _check_size(schema)
         _check_supported(schema)
-    rules = Rules()
-    answer = Symbol("%json " + json.dumps({**schema, "x-guidance": JSON_FORM}))
-    return Grammar("lark", rules.text(rules.rule(*([*before, answer] for before in _thinking(rules, start)))))
+    return Symbol("%json " + json.dumps({**schema, "x-guidance": JSON_FORM}))
 
 
 def _check_size(schema: object, tool: str | None = None) -> None:

@@ -37,15 +37,21 @@ class OutputParser:
 
     start: the section that the prompt left open; "undecided" where the model itself decides whether to think.
     tools: JSON schema of each tool's arguments; a call of any other name is let through untyped. calls: False drops
-    calls, for requests that declare no tools. anomalies: counts of what was malformed or dropped, by kind.
+    calls, for requests that declare no tools. forgiving: as for CallParser. anomalies: counts of what was malformed or
+    dropped, by kind.
     """
 
     def __init__(
-        self, start: Start = "undecided", tools: Mapping[str, Any] | None = None, *, calls: bool = True
+        self,
+        start: Start = "undecided",
+        tools: Mapping[str, Any] | None = None,
+        *,
+        calls: bool = True,
+        forgiving: bool = True,
     ) -> None:
         self._state = _State[start.upper()]
         self.anomalies: Counter[str] = Counter()
-        self._calls = CallParser(tools or {}, visible=calls, anomalies=self.anomalies)
+        self._calls = CallParser(tools or {}, visible=calls, forgiving=forgiving, anomalies=self.anomalies)
         self._pending, self._at = "", 0  # text that has come, and how much of it has been handled
         self._in_tag = False  # a namespace marker has been read, and its tag is yet to come
         # White space at the end of the reasoning or before an answer's first word, joined only when it counts.

@@ -71,10 +71,10 @@ class Typed:
             if found is not _NOT:
                 return found
         if not types:
-            return next((c for c in self._choices() if not isinstance(c, str) and json.dumps(c) == text.strip()), text)
+            return next((c for c in self.choices() if not isinstance(c, str) and json.dumps(c) == text.strip()), text)
         return text
 
-    def _choices(self) -> list[Any]:
+    def choices(self) -> list[Any]:
         """What `enum` and `const` allow."""
         found: list[Any] = []
         for schema in self._alternatives():

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from longsight.model.markup import DOCUMENT, END_OF_TURN, END_THINK, NAMESPACE, TURN
+from longsight.model.markup import DOCUMENT, END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 
 NS = json.dumps(NAMESPACE)
 EXACT_LENGTH = 32  # bounds up to this are counted beside the search for markers, which costs a state for each of both
@@ -36,12 +36,17 @@ def holding(*markers: str) -> str:
     return "/(?s:.*)(" + "|".join(re.escape(m).replace("/", "\\/") for m in markers) + ")(?s:.*)/"
 
 
-CONTENT = f"/(?s:.+)/ & ~{holding(NAMESPACE)}"
-CONTENT_TO_CALL = f"(/(?s:.*)/ & ~{holding(NAMESPACE)}) {NS}"
-# Of the border too: a value's last characters and the marker after it must not make another marker.
-FREE = f"({CONTENT_TO_CALL}) & ~{holding(*_ENDS)}"
+def _up_to_marker(*without: str) -> str:
+    """Any text without these, and the marker. The whole is searched for ends of turns: the text's last characters and
+    the marker after it must not make one."""
+    return f"((/(?s:.*)/ & ~{holding(NAMESPACE, *without)}) {NS}) & ~{holding(*_ENDS)}"
+
+
+FREE = _up_to_marker()
+CONTENT = f"/(?s:.+)/ & ~{holding(NAMESPACE, THINK, END_THINK, *_ENDS)}"
+CONTENT_TO_CALL = _up_to_marker(THINK, END_THINK)
 REASONING = f"(/(?s:.*)/ & ~{holding(NAMESPACE, END_THINK, *_ENDS)}) {json.dumps(END_THINK)}"
-CALL = f'(/(?s:.*)/ & ~{holding("</invoke>", *_ENDS)}) "</invoke>"'
+TAG = r"/[^\s<>\/=]{1,512}/ & ~/invoke|tool_call/"
 NO_MARKER = holding(NAMESPACE, *_ENDS)
 
 

@@ -198,7 +198,7 @@ class ArgumentRules:
             )
         spelled: dict[str, None] = {}
         typed_read, verbatim = typed.types, typed.is_string
-        known = {json.dumps(v): v for v in allowed if not isinstance(v, str)}
+        known = {json.dumps(v): v for v in reversed(typed.choices()) if not isinstance(v, str)}
         named = kinds(schema)
         for value in allowed:
             if named and not any(_is_of(value, kind) for kind in named):

@@ -137,7 +137,9 @@ def tools(given: Sequence[Any] | None) -> list[Tool]:
         path = f"tools.{i}"
         if not isinstance(tool, dict) or tool.get("type") != "function" or not isinstance(tool.get("function"), dict):
             raise invalid(f'{path} is {show(tool)}; it must be {{"type": "function", "function": {{...}}}}', path)
-        found.append(Tool.declare(tool["function"], f"{path}.function", tool["function"].get("strict")))
+        # What the server is asked to hold is not for the model to read.
+        function = {key: value for key, value in tool["function"].items() if key != "strict"}
+        found.append(Tool.declare(function, f"{path}.function", tool["function"].get("strict")))
     return found
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, Protocol
 
-from longsight.chat.grammar import format_grammar, tool_grammar
+from longsight.chat.grammar import JsonKind, format_grammar, tool_grammar
 from longsight.chat.parser import OutputParser, Start
 from longsight.chat.prompt import ChatFormat, Prompt
 from longsight.chat.quoting import PromptTokenizer
@@ -115,19 +115,26 @@ class Service:
         megabyte takes a while. Raises ApiError, ChatError, SchemaError, or what the engine refuses."""
         self.check_model(turn.model)
         prompt = self._prompt(turn)
+        grammar = self._grammar(turn, prompt.start)
         params = replace(
             turn.params,
             max_tokens=self.answer_length(len(prompt.tokens), turn.max_tokens, self.chat_max_tokens),
-            grammar=self._grammar(turn, prompt.start),
+            grammar=grammar,
             logit_bias=self._bias(turn),
         )
-        known = {tool.name: tool.parameters for tool in turn.tools}
+        # Of several tools of one name the first counts, here as in grammars.
+        known = {tool.name: tool.parameters for tool in reversed(turn.tools)}
         called = known or any(message.calls for message in turn.messages)
         return [
             Choice(
                 request,
                 i,
-                OutputParser(prompt.start, known, calls=bool(called) and turn.tool_choice.kind != "none"),
+                OutputParser(
+                    prompt.start,
+                    known,
+                    calls=bool(called) and turn.tool_choice.kind != "none",
+                    forgiving=grammar is None,
+                ),
                 turn.stop,
                 end_think_id(self.tokenizer.added_tokens),
                 None if turn.parallel_calls else 1,
@@ -141,22 +148,18 @@ class Service:
     def _grammar(self, turn: Turn, start: Start) -> Grammar | None:
         # A template without thinking leaves nothing undecided: the answer begins with the content.
         section: Start = start if self.chat_format.thinks else "content"
-        choice, wanted = turn.tool_choice, turn.answer_format
-        required = choice.kind == "required"
-        if required or (choice.kind == "auto" and wanted is None and any(tool.strict for tool in turn.tools)):
-            return tool_grammar(
-                [(tool.name, tool.parameters) for tool in turn.tools],
-                only=choice.name,
-                parallel=turn.parallel_calls,
-                start=section,
-                optional=not required,
-                free=() if required else {tool.name for tool in turn.tools if not tool.strict},
-            )
-        if wanted is None:
-            return None
-        if wanted.kind in ("json_object", "json_schema") and isinstance(wanted.value, str):
-            return format_grammar(wanted.kind, wanted.value, section)
-        return wanted
+        wanted, tools = turn.answer_format, [(tool.name, tool.parameters) for tool in turn.tools]
+        parallel, kind = turn.parallel_calls, turn.tool_choice.kind
+        if kind == "required":
+            return tool_grammar(tools, only=turn.tool_choice.name, parallel=parallel, start=section)
+        answer: tuple[JsonKind, str] | None = None
+        if wanted and wanted.kind in ("json_object", "json_schema") and isinstance(wanted.value, str):
+            answer = wanted.kind, wanted.value
+        strict = {tool.name: tool.strict for tool in reversed(turn.tools)}
+        if kind == "auto" and tools and (answer or (any(strict.values()) and not wanted)):
+            free = {name for name in strict if not strict[name]}
+            return tool_grammar(tools, parallel=parallel, start=section, optional=True, answer=answer, free=free)
+        return format_grammar(*answer, section) if answer else wanted
 
     def _bias(self, turn: Turn) -> dict[int, float] | None:
         """Where no call may be made, the token that opens one is out of the question."""
