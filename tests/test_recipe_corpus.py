@@ -234,7 +234,7 @@ def test_code_is_taken_as_it_is(
     assert code.main(arguments) == 1
     assert "python -m recipes.embedded.tokenizer" in capsys.readouterr().err
     (tmp_path / "even").mkdir()
-    recipe.learn([*PROSE, "year 1987 and 12345"], vocab_size=1800).save(str(tmp_path / "even" / FILE))
+    recipe.learn([*PROSE, "year 1987 and 12345"], vocab_size=2900).save(str(tmp_path / "even" / FILE))
     for _ in range(2):
         assert code.main(arguments) == 0
         tokens = TokenFile(tmp_path / "code")
@@ -275,7 +275,7 @@ def _package(directory: Path, name: str, section: str, files: dict[str, str]) ->
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp("tokenizer") / FILE
-    recipe.learn([*PROSE, "year 1987 and 12345"], vocab_size=1800).save(str(path))
+    recipe.learn([*PROSE, "year 1987 and 12345"], vocab_size=2900).save(str(path))
     return Tokenizer.from_file(path)
 
 
@@ -284,8 +284,9 @@ def test_numbers_of_up_to_three_digits_are_one_token(tokenizer: Tokenizer) -> No
     ids = tokenizer.encode_plain_batch(numbers)
     assert {len(each) for each in ids} == {1}
     assert len({each[0] for each in ids}) == 1110
-    plain = [tokenizer.decode([index]) for index in tokenizer.encode_plain("v12345678.5")]
-    assert plain == ["v", "123", "456", "78", ".", "5"]
+    assert {len(each) for each in tokenizer.encode_plain_batch([f" {number}" for number in numbers])} == {1}
+    split = [tokenizer.decode([index]) for index in tokenizer.encode_plain("v12345678.5 4417  90")]
+    assert split == ["v", "123", "456", "78", ".", "5", " 441", "7", " ", " 90"]
 
 
 def test_a_word_is_split_alike_with_and_without_a_blank(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -331,6 +332,8 @@ def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
 def test_a_vocabulary_needs_room_for_the_numbers() -> None:
     with pytest.raises(ConfigError, match="1,100 groups of digits need 1358"):
         train(["a"], 1300, group_digits=True)
+    with pytest.raises(ConfigError, match="2,210 groups of digits need 2468"):
+        train(["a"], 1300, group_digits=True, even=True)
 
 
 def test_the_corpus_as_token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from longsight.train.tokenizer import file_hash, train
 from longsight.train.tokens import TokenWriter, write_texts
 from recipes.embedded.corpus import WORK
 
-VOCAB_SIZE, PLAIN_SIZE = 6144, 4096
+VOCAB_SIZE, PLAIN_SIZE = 7168, 4096
 PAD = "]!p~["
 SPECIAL = (PAD, DOCUMENT, TURN, END_OF_TURN)
 MARKERS = (NAMESPACE, THINK, END_THINK)  # decoded as text: the parser of answers looks for them

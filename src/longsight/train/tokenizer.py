@@ -20,8 +20,8 @@ BOS, EOS = DOCUMENT, END_OF_TURN
 DIGIT_GROUP = 3  # digits of the longest numbers that can be one token
 # Words with the mark or blank before them, numbers by groups of up to three digits from the left, punctuation, blanks.
 WORDS = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# Words with at most a blank before them; and the same with that blank apart.
-EVEN = r"'(?i:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Words and numbers with at most a blank before them; and the same with that blank apart.
+EVEN = r"'(?i:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 APART = r"'(?i:[sdmt]|ll|ve|re)|\p{L}+|\p{N}{1,3}|[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)| (?=\S)|\s+"
 WITH_BLANK = 0.4  # of an even tokenizer's merges
 BLANK = "\u0120"  # how byte-level tokenizers write a blank
@@ -40,20 +40,23 @@ def train(
     """A byte-level BPE of `vocab_size` tokens: the special ones first, the markers, then 256 bytes, then merges.
 
     Every text can be written in it and read back. Digits are tokens of their own, so that numbers are copied digit by
-    digit; with group_digits, every group of one to three digits is one token, the last 1,100 of the vocabulary, and a
+    digit; with group_digits, every group of one to three digits is one token, at the end of the vocabulary, and a
     longer number is split into groups of three from the left. even: a word is split alike with a blank before it and
     without, so that it can be copied from a sentence into a call; merges are learned without blanks, and a share of the
-    vocabulary is the tokens that most often begin a word, once more with a blank. markers: tokens of their own too,
-    which stay in the text when ids are decoded without special tokens. There may be fewer tokens than asked for where
-    the texts hold too few different words.
+    vocabulary is the tokens that most often begin a word, once more with a blank, as are the groups of digits. markers:
+    tokens of their own too, which stay in the text when ids are decoded without special tokens. There may be fewer
+    tokens than asked for where the texts hold too few different words.
     Raises ConfigError for a vocabulary too small or special tokens that are empty or come twice.
     """
     added = [*special_tokens, *markers]
-    numbers = 10**3 + 10**2 if group_digits else 0
+    groups = _groups(even) if group_digits else []
+    numbers = len(groups)
     least = 256 + len(added) + numbers
     if vocab_size < least:
-        groups = f" and {numbers:,} groups of digits" if numbers else ""
-        raise ConfigError(f"vocab_size is {vocab_size}; 256 bytes, {len(added)} special tokens{groups} need {least}")
+        all_groups = f" and {numbers:,} groups of digits" if numbers else ""
+        raise ConfigError(
+            f"vocab_size is {vocab_size}; 256 bytes, {len(added)} special tokens{all_groups} need {least}"
+        )
     if len(set(added)) < len(added) or not all(added):
         raise ConfigError(f"special_tokens are {added!r}; expected different texts")
     blanks = int(WITH_BLANK * (vocab_size - least)) if even else 0
@@ -74,7 +77,7 @@ def train(
     tokenizer.train_from_iterator(parts, trainer)
     begin = _beginnings(tokenizer, parts, blanks) if even else ()
     tokenizer.pre_tokenizer = _pieces(whole, single_digits=not group_digits)
-    return _finished(tokenizer, markers, group_digits, begin)
+    return _finished(tokenizer, markers, groups, begin)
 
 
 def _pieces(pattern: str | None, single_digits: bool) -> pre_tokenizers.PreTokenizer:
@@ -95,8 +98,14 @@ def _beginnings(tokenizer: tokenizers.Tokenizer, parts: Iterable[str], count: in
     return [word for word in words if not word.isdigit() and not word.startswith(BLANK)][:count]
 
 
+def _groups(with_blank: bool) -> list[str]:
+    """The groups of digits that are no tokens yet: 1,100, and with_blank all 1,110 once more after a blank."""
+    groups = [f"{number:0{size}}" for size in range(1, DIGIT_GROUP + 1) for number in range(10**size)]
+    return groups[10:] + ([BLANK + group for group in groups] if with_blank else [])
+
+
 def _finished(
-    tokenizer: tokenizers.Tokenizer, markers: Sequence[str], group_digits: bool, begin: Sequence[str]
+    tokenizer: tokenizers.Tokenizer, markers: Sequence[str], groups: Sequence[str], begin: Sequence[str]
 ) -> tokenizers.Tokenizer:
     """With the markers no longer special, with a blank before each of `begin`, and with groups of digits."""
     config = json.loads(tokenizer.to_str())
@@ -107,13 +116,11 @@ def _finished(
         # The last merge there is: whatever follows the blank has been put together before.
         vocabulary[BLANK + word] = len(vocabulary)
         merges.append([BLANK, word])
-    if group_digits:
-        for length in range(2, DIGIT_GROUP + 1):
-            for number in range(10**length):
-                group = f"{number:0{length}}"
-                vocabulary[group] = len(vocabulary)
-                # Every way to put it together, so that it does not matter which of its pairs is merged first.
-                merges += [[group[:i], group[i:]] for i in range(1, length)]
+    for group in groups:
+        vocabulary[group] = len(vocabulary)
+        # Digits in every way, so that it does not matter which of their pairs is merged first; a blank last.
+        cuts = (1,) if group.startswith(BLANK) else range(1, len(group))
+        merges += [[group[:cut], group[cut:]] for cut in cuts]
     return tokenizers.Tokenizer.from_str(json.dumps(config))
 
 
