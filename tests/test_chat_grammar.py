@@ -110,12 +110,18 @@ def read(text: str, start: Start, tools: dict[str, Any]) -> Message:
 def check(text: str, start: Start, tools: dict[str, Any]) -> list[str]:
     """The calls' names, after a look at everything else about the answer."""
     assert text.endswith(f"{NS}</tool_call>")
-    found = read(text, start, tools)
+    found = check_calls(text, start, tools)
     assert found.content == ""
+    return [call.name for call in found.calls]
+
+
+def check_calls(text: str, start: Start, tools: dict[str, Any]) -> Message:
+    """All that are in the text are of tools that are declared, and fit their schemas."""
+    found = read(text, start, tools)
     assert len(found.calls) == text.count(f"{NS}<invoke name=")
     for call in found.calls:
         jsonschema.validate(json.loads(call.arguments), tools[call.name])
-    return [call.name for call in found.calls]
+    return found
 
 
 NAMES = st.sampled_from(["city", "q", "path", "a-b", "x.y", "item", "\u65e5"])
@@ -249,6 +255,7 @@ WEATHER = {
     "required": ["city"],
 }
 TOOLS = [("weather", WEATHER), ("now", None)]
+SCHEMAS_OF = {name: schema or {} for name, schema in TOOLS}
 LINES = arg("city", "Alger\n<b>la blanche</b> ]<]mini ]~ [1] </city")
 ANSWERS: list[tuple[str, bool]] = [
     (block(call("weather", arg("city", "Oran"))), True),
@@ -277,7 +284,7 @@ ANSWERS: list[tuple[str, bool]] = [
 def test_cases(model: Model, text: str, good: bool) -> None:
     assert model.takes(tool_grammar(TOOLS, only=None, parallel=True, start="content"), text) is good
     if good:
-        check(text, "content", {name: schema or {} for name, schema in TOOLS})
+        check(text, "content", SCHEMAS_OF)
 
 
 def test_one_call_or_one_tool(model: Model) -> None:
@@ -326,16 +333,7 @@ def test_a_call_that_may_be_made(model: Model, text: str, good: bool) -> None:
     grammar = tool_grammar(TOOLS, parallel=True, start="content", optional=True, free={"now"})
     assert model.takes(grammar, text, ends_early=True) is good
     if good:
-        check_held(text, "content")
-
-
-def check_held(text: str, start: Start) -> None:
-    """The calls of an answer are of tools that are declared, and those of tools that are held fit their schemas."""
-    schemas = {name: schema or {} for name, schema in TOOLS}
-    found = read(text, start, schemas)
-    assert len(found.calls) == text.count(f"{NS}<invoke name=")
-    for each in found.calls:
-        jsonschema.validate(json.loads(each.arguments), schemas[each.name])
+        check_calls(text, "content", SCHEMAS_OF)
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -344,7 +342,7 @@ def test_calls_that_are_made_are_held(model: Model, start: Start, seed: int) -> 
     grammar = tool_grammar(TOOLS, parallel=True, start=start, optional=True, free={"now"})
     said = next(filter(None, (model.say(grammar, 100 * seed + i) for i in range(100))), None)
     assert said is not None
-    check_held(said, start)
+    check_calls(said, start, SCHEMAS_OF)
 
 
 INSTEAD = {"properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}

@@ -51,14 +51,14 @@ def tool_grammar(
         known = ", ".join(repr(name) for name, _ in tools) or "none"
         raise SchemaError(f"there is no such tool to call; there are: {known:.400}", tool=only or "")
     rules = Rules()
-    ns = rules.terminal(texts.NS)
+    ns, anything = rules.terminal(texts.NS), Symbol(_element(rules).text, "*")
     calls: list[list[Symbol]] = []
     for name, schema in reversed(chosen.items()):
         if not _NAME.fullmatch(name) or not texts.writable(name):
             raise SchemaError("a tool's name has 1 to 256 characters, none of them \" < > or a control", tool=name)
         opening = [literal(f'<invoke name="{name}">'), ns]
         if name in free:
-            call = rules.rule([*opening, Symbol(_element(rules).text, "*"), literal("</invoke>\n"), ns])
+            call = rules.rule([*opening, anything, literal("</invoke>\n"), ns])
         else:
             _check_size(schema, name)
             call = rules.reserve("", name)
@@ -76,8 +76,7 @@ def tool_grammar(
         answers = [[rules.terminal(texts.CONTENT_TO_CALL), *block], [Symbol(text.text, "?")]]
     else:
         answers = [[ns, *block]]
-    whole = [[*before, *answer] for before in _thinking(rules, start) for answer in answers]
-    return Grammar("lark", rules.text(rules.rule(*whole)))
+    return _after_thinking(rules, start, answers)
 
 
 def _element(rules: Rules) -> Symbol:
@@ -92,8 +91,7 @@ def _element(rules: Rules) -> Symbol:
 def format_grammar(kind: JsonKind, schema_text: str, start: Start) -> Grammar:
     """An answer that is JSON, any object or of a schema (JSON text), after any thinking. Raises SchemaError with the
     place of a keyword that cannot be held to."""
-    rules, answer = Rules(), _json(kind, schema_text)
-    return Grammar("lark", rules.text(rules.rule(*([*before, answer] for before in _thinking(rules, start)))))
+    return _after_thinking(Rules(), start, [[_json(kind, schema_text)]])
 
 
 def _json(kind: JsonKind, schema_text: str) -> Symbol:
@@ -117,6 +115,11 @@ def _check_size(schema: object, tool: str | None = None) -> None:
         check_schema(schema)
     except InvalidRequestError as error:
         raise SchemaError(str(error), tool=tool) from error
+
+
+def _after_thinking(rules: Rules, start: Start, answers: Sequence[Sequence[Symbol]]) -> Grammar:
+    whole = [[*before, *answer] for before in _thinking(rules, start) for answer in answers]
+    return Grammar("lark", rules.text(rules.rule(*whole)))
 
 
 def _thinking(rules: Rules, start: Start) -> list[list[Symbol]]:

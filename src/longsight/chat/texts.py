@@ -36,15 +36,16 @@ def holding(*markers: str) -> str:
     return "/(?s:.*)(" + "|".join(re.escape(m).replace("/", "\\/") for m in markers) + ")(?s:.*)/"
 
 
-def _up_to_marker(*without: str) -> str:
-    """Any text without these, and the marker. The whole is searched for ends of turns: the text's last characters and
-    the marker after it must not make one."""
-    return f"((/(?s:.*)/ & ~{holding(NAMESPACE, *without)}) {NS}) & ~{holding(*_ENDS)}"
+def _up_to_marker(*limits: str) -> str:
+    """A text that fits all of these expressions, and the marker. The whole is searched for ends of turns: the text's
+    last characters and the marker after it must not make one."""
+    text = " & ".join(["/(?s:.*)/", f"~{holding(NAMESPACE)}", *limits])
+    return f"(({text}) {NS}) & ~{holding(*_ENDS)}"
 
 
 FREE = _up_to_marker()
 CONTENT = f"/(?s:.+)/ & ~{holding(NAMESPACE, THINK, END_THINK, *_ENDS)}"
-CONTENT_TO_CALL = _up_to_marker(THINK, END_THINK)
+CONTENT_TO_CALL = _up_to_marker(f"~{holding(THINK, END_THINK)}")
 REASONING = f"(/(?s:.*)/ & ~{holding(NAMESPACE, END_THINK, *_ENDS)}) {json.dumps(END_THINK)}"
 TAG = r"/[^\s<>\/=]{1,512}/ & ~/invoke|tool_call/"
 NO_MARKER = holding(NAMESPACE, *_ENDS)
@@ -83,9 +84,7 @@ def string(schema: Any, others: Collection[str]) -> str:
         low, high = min(low or 0, MAX_LENGTH), None if high is None or high > MAX_LENGTH else high
         rest = "*" if high is None else f"{{0,{max(high - low, 0)}}}"
         return rf"/[^\[\]]{{{low}}}(?s:.{rest})/ {NS}"
-    if not limits:
-        return FREE
-    return f"((/(?s:.*)/ & ~{holding(NAMESPACE)} & {' & '.join(limits)}) {NS}) & ~{holding(*_ENDS)}"
+    return _up_to_marker(*limits)
 
 
 def _bound(value: object, otherwise: int | None) -> int | None:

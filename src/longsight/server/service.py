@@ -122,8 +122,7 @@ class Service:
             grammar=grammar,
             logit_bias=self._bias(turn),
         )
-        # Of several tools of one name the first counts, here as in grammars.
-        known = {tool.name: tool.parameters for tool in reversed(turn.tools)}
+        known = {name: tool.parameters for name, tool in turn.tools_by_name.items()}
         called = known or any(message.calls for message in turn.messages)
         return [
             Choice(
@@ -155,9 +154,9 @@ class Service:
         answer: tuple[JsonKind, str] | None = None
         if wanted and wanted.kind in ("json_object", "json_schema") and isinstance(wanted.value, str):
             answer = wanted.kind, wanted.value
-        strict = {tool.name: tool.strict for tool in reversed(turn.tools)}
-        if kind == "auto" and tools and (answer or (any(strict.values()) and not wanted)):
-            free = {name for name in strict if not strict[name]}
+        free = {name for name, tool in turn.tools_by_name.items() if not tool.strict}
+        some_strict = len(free) < len(turn.tools_by_name)
+        if kind == "auto" and tools and (answer or (some_strict and not wanted)):
             return tool_grammar(tools, parallel=parallel, start=section, optional=True, answer=answer, free=free)
         return format_grammar(*answer, section) if answer else wanted
 

@@ -39,3 +39,8 @@ class Turn:
     answer_format: Grammar | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
     service_tier: str = "standard"
+
+    @property
+    def tools_by_name(self) -> Mapping[str, Tool]:
+        """Of several of one name the first counts, as in grammars."""
+        return {tool.name: tool for tool in reversed(self.tools)}
