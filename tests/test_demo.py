@@ -69,9 +69,10 @@ def test_the_embedded_model_is_asked_in_a_chat(
     monkeypatch.setattr(
         "longsight.cli.demo_report.plot_selection", lambda *args, **named: drawn.update(named, args=args)
     )
-    code = main(["demo", "embedded", "--tokens", "8192", "--seed", "3", "--depth", "0.4", "--out", str(tmp_path)])
+    code = main(["demo", "--tokens", "8192", "--seed", "3", "--depth", "0.4", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "8,192 tokens" in printed
+    assert "embedded, trained by recipes/embedded" in printed  # the default
     config = ModelConfig.from_file(embedded_path())
     assert f"{config.num_layers - 1} of {config.num_layers} layers" in printed
     for words in REPORTED[:2]:

@@ -128,6 +128,18 @@ def test_questions_are_answered_from_the_text(context: Context, seed: int) -> No
     assert not any(user in learned for user in users)
 
 
+@pytest.mark.parametrize("apart", [0.0, 1.0])
+def test_facts_may_stand_in_paragraphs_of_their_own(context: Context, apart: float) -> None:
+    options = {"facts": [4, 4], "asked": [4, 4], "plain": 0, "thinking": 1.0, "apart": apart}
+    text, _, _, _ = row(context, "questions", 900, 3, **options)
+    said = turns(text)
+    read = next(t for r, t in said if r == "user")
+    stated = [t.partition(END_THINK)[0].removeprefix(f"{THINK}The text says: ") for r, t in said if r == "ai"]
+    assert len(set(stated)) == 4
+    assert all(sentence in read for sentence in stated)
+    assert [f"\n\n{sentence}\n\n" in read for sentence in stated] == [bool(apart)] * 4
+
+
 @pytest.mark.parametrize("thinking", [0, 1])
 def test_a_drill_learns_values_alone(context: Context, thinking: int) -> None:
     options = {"facts": [4, 4], "asked": [3, 3], "plain": 0, "thinking": thinking}

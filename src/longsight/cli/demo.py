@@ -11,14 +11,14 @@ from longsight.cli.options import positive
 
 EPILOG = """\
 examples:
-  longsight demo                        1,048,576 tokens, about four minutes on two cores with AVX-512
+  longsight demo                        1,048,576 tokens, about six minutes on two cores with AVX-512
   longsight demo --tokens 131072        about ten seconds
   longsight demo --text war-and-peace.txt --depth 0.5
-  longsight demo embedded --tokens 65536
+  longsight demo constructed --tokens 65536
 
-The constructed model is not trained: it goes on with what followed the best earlier match, and is asked with the
-sentence's own beginning. The embedded model is small, trained by recipes/embedded to answer questions about what it
-reads, and asked in a chat; at a million tokens it is not always right. Both are right only if sparse attention selects
+The embedded model is small, trained by recipes/embedded to answer questions about what it reads, and asked in a chat;
+of a hundred such questions it may get one wrong. The constructed model is not trained: it goes on with what followed
+the best earlier match, and is asked with the sentence's own beginning. Both are right only if sparse attention selects
 the one block, of thousands, that holds the needle. The exit code is 1 if the answer is wrong.
 """
 CHARACTERS = 4  # at most, that a token stands for in such text, on average; text that is too short repeats
@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "model", nargs="?", choices=("constructed", "embedded"), default="constructed", help="default: constructed"
+        "model", nargs="?", choices=("embedded", "constructed"), default="embedded", help="default: embedded"
     )
     parser.add_argument("--tokens", type=positive, default=1 << 20, metavar="N", help="prompt length (default 1048576)")
     parser.add_argument("--text", type=Path, metavar="FILE", help="text to read; default: what is found on the machine")

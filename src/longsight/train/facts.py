@@ -204,8 +204,9 @@ def value(material: Material, rng: np.random.Generator) -> str:
     """What a property is: numbers, codes such as 4417-KQX, words and names."""
     return chance(
         rng,
-        (0.4, lambda: _digits(rng, 2, 9)),
-        (0.15, lambda: f"{rng.integers(1000, 10000)}-{_letters(rng, string.ascii_uppercase, 2, 4)}"),
+        (0.36, lambda: _digits(rng, 2, 9)),
+        (0.04, lambda: f"0{_digits(rng, 2, 6)}"),
+        (0.15, lambda: f"{rng.integers(10000):04d}-{_letters(rng, string.ascii_uppercase, 2, 4)}"),
         (0.15, lambda: f"{_letters(rng, CODE, 2, 5)}-{_letters(rng, CODE, 2, 5)}"),
         (0.15, lambda: material.word(rng)),
         (0.05, lambda: f"{material.word(rng)}-{material.word(rng)}"),

@@ -11,12 +11,28 @@ from longsight.train.packing import Sequences
 from longsight.train.script import Material, Script, pick
 
 BETWEEN = (" ", "\n", "\n\n")
+PARAGRAPH = "\n\n"
 
 
-def hide(script: Script, material: Material, rng: np.random.Generator, sentences: Sequence[str], room: int) -> None:
+def hide(
+    script: Script,
+    material: Material,
+    rng: np.random.Generator,
+    sentences: Sequence[str],
+    room: int,
+    *,
+    apart: float = 0.0,
+) -> None:
     """Add real text with the sentences in it at random places, in the order given: `room` tokens in all, or what the
-    sentences take."""
-    needles = [material.encode(f"{pick(rng, BETWEEN)}{sentence}") for sentence in sentences]
+    sentences take. apart: share of them that are paragraphs of their own, whose full stop and the line breaks after it
+    may be one token."""
+
+    def written(sentence: str) -> Sequence[int]:
+        if apart and rng.random() < apart:
+            return material.encode(f"{PARAGRAPH}{sentence}{PARAGRAPH}")
+        return material.encode(f"{pick(rng, BETWEEN)}{sentence}")
+
+    needles = [written(sentence) for sentence in sentences]
     filler = material.filler(rng, max(room - sum(map(len, needles)), 0))
     before = 0
     for place, needle in zip(np.sort(rng.integers(0, len(filler) + 1, len(needles))), needles, strict=True):

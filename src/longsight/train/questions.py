@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longsight.train.facts import Fact, facts
-from longsight.train.hiding import hide, joined
+from longsight.train.hiding import PARAGRAPH, hide, joined
 from longsight.train.packing import Sequences
 from longsight.train.script import Material, Script, pick
 from longsight.train.table import Table
@@ -28,7 +28,8 @@ class Questions:
     rows that think before they answer, by quoting the text, and that are no chat but a text to go on with. drill: share
     of chats in which only the facts' values are learned, not how an answer is worded, which small models know long
     before they find the value. roundabout: share of properties that the text may state in other words than an answer
-    does. alike: share of rows whose subjects differ in a word only."""
+    does. alike: share of rows whose subjects differ in a word only. apart: share of facts told in paragraphs of
+    their own."""
 
     material: Material
     turns: Turns
@@ -39,6 +40,7 @@ class Questions:
     drill: float
     roundabout: float
     alike: float
+    apart: float
 
     def words(self) -> tuple[str, ...]:
         return ()
@@ -58,7 +60,8 @@ class Questions:
                 break
             hidden = hidden[: max(len(hidden) // 2, 1)]  # too short a row for so many
             asked = [fact for fact in asked if fact in hidden] or hidden[:1]
-        hide(begin, self.material, rng, [hidden[i].statement for i in rng.permutation(len(hidden))], room)
+        statements = [hidden[i].statement for i in rng.permutation(len(hidden))]
+        hide(begin, self.material, rng, statements, room, apart=self.apart)
         return joined(begin, rest, length)
 
     def _begin(self, rng: np.random.Generator, chat: bool) -> Script:
@@ -70,7 +73,7 @@ class Questions:
         return script
 
     def _cost(self, hidden: list[Fact]) -> int:
-        return sum(len(self.material.encode(f"\n\n{fact.statement}")) for fact in hidden)
+        return sum(len(self.material.encode(f"{PARAGRAPH}{fact.statement}{PARAGRAPH}")) for fact in hidden)
 
     def _dialogue(self, rng: np.random.Generator, asked: list[Fact]) -> Script:
         """The end of the user's first turn, and all that follows."""
@@ -109,4 +112,5 @@ def questions(table: Table, context: Context) -> Questions:
         drill=table.number("drill", 0.0, most=1.0),
         roundabout=table.number("roundabout", 0.4, most=1.0),
         alike=table.number("alike", 0.0, most=1.0),
+        apart=table.number("apart", 0.0, most=1.0),
     )
