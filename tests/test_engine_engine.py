@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from fake_model import BLOCK, EOS, VOCAB, ByteTokenizer, FakeModel, expected_output, next_token
 from longsight.engine import (
@@ -259,6 +261,22 @@ def test_the_selection_of_generated_tokens_is_recorded() -> None:
         (i, layer, ((own[i],),)) for i in range(3) for layer in (1, 2)
     ]
     assert other.selections == []
+
+
+def test_steps_that_only_read_are_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watched step selects for all its rows in every layer, which a prompt's other chunks need not pay for."""
+    model, seen = FakeModel(), []
+    forward = model.forward
+
+    def watched(token_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append((len(token_ids), kwargs.get("on_select") is not None))
+        return forward(token_ids, *args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", watched)
+    e = engine(model)
+    e.add(Request(prompt_of(70), SamplingParams(max_tokens=2, temperature=0), record_selection=True))
+    run_all(e)
+    assert seen == [(32, False), (32, False), (6, True), (1, True)]
 
 
 @pytest.mark.parametrize(

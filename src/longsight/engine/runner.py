@@ -81,7 +81,7 @@ class Runner:
             tokens.extend(drafts)
             starts.append(len(tokens))
             kv_lens.append(start + length + len(drafts))
-            recording = recording or request.record_selection
+            recording = recording or (samples and request.record_selection)
             if samples and request.sampling is not None:
                 entries.append(Rows(request.sampling, len(wanted), drafts))
                 wanted.extend(range(len(tokens) - 1 - len(drafts), len(tokens)))
