@@ -11,7 +11,7 @@ from longsight.cli.options import positive
 
 EPILOG = """\
 examples:
-  longsight demo                        1,048,576 tokens, about six minutes on two cores with AVX-512
+  longsight demo                        1,048,576 tokens, about four minutes on two cores with AVX-512
   longsight demo --tokens 131072        about ten seconds
   longsight demo --text war-and-peace.txt --depth 0.5
   longsight demo constructed --tokens 65536

@@ -66,7 +66,7 @@ def chat_puzzle(
         raise NotEnoughTextError(f"depth is {depth}; it must lie between 0 (start) and 1 (end)")
     rng = random.Random(seed)
     subject = f"{rng.choice(COLOURS)} {rng.choice(OBJECTS)}"
-    answer = f"{rng.randrange(10000):04d}-{''.join(rng.choices(LETTERS, k=3))}"
+    answer = f"{rng.randrange(1000, 10000)}-{''.join(rng.choices(LETTERS, k=3))}"
     sentence, question = (
         f"The secret code for the {subject} is {answer}.",
         f"What is the secret code for the {subject}?",
