@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+# make TORCH=cuda: PyTorch's CUDA build instead of the one for CPUs.
+TORCH  ?= cpu
+SETUP  := $(PYTHON) scripts/setup.py --torch $(TORCH)
 
-.PHONY: demo test bench check clean setup
+.PHONY: demo test bench check lock clean setup setup-demo
 
 # Read about a million tokens of real text and answer from the middle. N=131072 for a quick one, TEXT=file for your own.
-demo: setup
+demo: setup-demo
 	$(BIN)/longsight demo $(if $(N),--tokens $(N)) $(if $(TEXT),--text $(TEXT)) $(DEMO_ARGS)
 
 test: setup
@@ -26,15 +27,16 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# `setup` alone installs and builds.
-setup: $(STAMP)
+# Install what locks/python.txt says and build the kernels: everything, or only what the demo takes.
+setup:
+	$(SETUP) dev
 
-$(STAMP): $(SOURCES)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "torch>=2.10,<2.14"
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	touch $@
+setup-demo:
+	$(SETUP) demo
+
+# Write the locks anew after a change in pyproject.toml. UPGRADE=1 raises every package to the newest its bound allows.
+lock: setup
+	$(BIN)/python scripts/lock.py $(if $(UPGRADE),--upgrade)
 
 clean:
 	rm -rf $(VENV) build dist demo-out
