@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= cpu
 SETUP  := $(PYTHON) scripts/setup.py --torch $(TORCH)
 
-.PHONY: demo test bench check lock clean setup setup-demo
+.PHONY: demo test bench check lock canary clean setup setup-demo
 
 # Read about a million tokens of real text and answer from the middle. N=131072 for a quick one, TEXT=file for your own.
 demo: setup-demo
@@ -38,5 +38,9 @@ setup-demo:
 lock: setup
 	$(BIN)/python scripts/lock.py $(if $(UPGRADE),--upgrade)
 
+# Run the tests with every package as new as its bound allows, and name what broke and by which package.
+canary: setup
+	$(BIN)/python scripts/canary.py $(TESTS)
+
 clean:
-	rm -rf $(VENV) build dist demo-out
+	rm -rf $(VENV) .canary build dist demo-out

@@ -21,9 +21,11 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
+# LONGSIGHT_VENV and LONGSIGHT_LOCK: another place, another lock (scripts/canary.py looks ahead with them).
+VENV = ROOT / os.environ.get("LONGSIGHT_VENV", ".venv")
+LOCK = ROOT / os.environ.get("LONGSIGHT_LOCK", "locks/python.txt")
+UV = ROOT / "locks" / "uv.txt"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-LOCK, UV = ROOT / "locks" / "python.txt", ROOT / "locks" / "uv.txt"
 # Which lock and which build of PyTorch the environment holds.
 MARK = VENV / "longsight-lock.txt"
 SOURCES = [ROOT / "pyproject.toml", ROOT / "CMakeLists.txt", *sorted((ROOT / "csrc").glob("*"))]

@@ -1,14 +1,15 @@
 """Client programs from package registries, installed once and kept: in $LONGSIGHT_TEST_CLIENTS or the user's cache.
 
-They stay out of the tests' own environment, whose versions are not theirs to choose. Where a registry is out of reach
-the test is skipped and says so; where an installation fails, it fails.
+They stay out of the tests' own environment, whose versions are not theirs to choose, and are locked as it is: node's
+programs in tests/js/package-lock.json, Python's in locks/. With $LONGSIGHT_TEST_NEWEST, which `make canary` sets, they
+are as new as their bounds allow. Where a registry is out of reach the test is skipped and says so; where an
+installation fails, it fails.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,50 +21,57 @@ from pathlib import Path
 import pytest
 
 INSTALL_SECONDS = 300
+ROOT = Path(__file__).parents[1]
+NODE = ROOT / "tests" / "js"
+NEWEST = "LONGSIGHT_TEST_NEWEST"
 
 
-def npm_client(package: str, version: str, command: str) -> Path:
-    """The command of an npm package."""
-    return npm_packages(f"{package}@{version}") / ".bin" / command
+def npm_client(command: str) -> Path:
+    """A command of one of the packages in tests/js/package.json."""
+    return npm_packages() / ".bin" / command
 
 
-def npm_packages(*packages: str) -> Path:
-    """The node_modules folder of packages, each as name@version."""
+def npm_packages() -> Path:
+    """The node_modules folder of tests/js/package.json."""
     npm = shutil.which("npm")
+    newest = bool(os.environ.get(NEWEST))
+    files = [NODE / "package.json"] if newest else [NODE / "package.json", NODE / "package-lock.json"]
 
     def install(prefix: Path) -> None:
         assert npm is not None
-        run([npm, "install", "--no-audit", "--no-fund", "--prefix", str(prefix), *packages])
+        for file in files:
+            shutil.copy(file, prefix)
+        run([npm, "install" if newest else "ci", "--no-audit", "--no-fund", "--prefix", str(prefix)])
 
     def ready() -> None:
         if npm is None or shutil.which("node") is None:
-            pytest.skip(f"{' '.join(packages)} come from npm, and npm or node is not installed here")
+            pytest.skip("this client comes from npm, and npm or node is not installed here")
         reach("npm", (npm, "ping", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"))
 
-    return kept("npm", packages, ready, install) / "node_modules"
+    return kept("npm", files, ready, install) / "node_modules"
 
 
-def python_packages(*packages: str) -> Path:
-    """The Python of an environment that holds packages, each as a pip requirement."""
+def python_client(name: str) -> Path:
+    """The Python of an environment that holds what locks/NAME.txt says."""
+    lock = ROOT / "locks" / f"{name}{'.in' if os.environ.get(NEWEST) else '.txt'}"
+    uv = (sys.executable, "-m", "uv", "--quiet")
 
     def install(prefix: Path) -> None:
-        run([sys.executable, "-m", "venv", str(prefix)])
-        run([str(prefix / "bin" / "python"), "-m", "pip", "install", "--quiet", *packages])
+        run([*uv, "venv", "--clear", "--relocatable", "--python", sys.executable, str(prefix)])
+        run([*uv, "pip", "install", "--python", str(prefix), "--requirements", str(lock)])
 
     def ready() -> None:
-        pip = (sys.executable, "-m", "pip", "--retries", "1", "--timeout", "30")
-        name = re.split("[<>=!~ ]", packages[0])[0]
-        reach("the Python package index", (*pip, "index", "versions", name))
+        lines = str(lock)
+        reach("the Python package index", (*uv, "pip", "install", "--dry-run", "--target", "nowhere", "-r", lines))
 
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    # Scripts in bin/ name the folder of the installation, which has moved since; `python -m` goes everywhere.
-    return kept(version, packages, ready, install) / "bin" / "python"
+    return kept(version, [lock], ready, install) / "bin" / "python"
 
 
-def kept(kind: str, packages: Sequence[str], ready: Callable[[], None], install: Callable[[Path], None]) -> Path:
-    """The folder in which exactly these packages are installed, now or earlier."""
+def kept(kind: str, locks: Sequence[Path], ready: Callable[[], None], install: Callable[[Path], None]) -> Path:
+    """The folder in which exactly what these files say is installed, now or earlier."""
     home = Path(os.environ.get("LONGSIGHT_TEST_CLIENTS") or Path.home() / ".cache" / "longsight-test-clients")
-    folder = home / f"{kind}-{hashlib.sha256(' '.join(packages).encode()).hexdigest()[:16]}"
+    folder = home / f"{kind}-{hashlib.sha256(b''.join(lock.read_bytes() for lock in locks)).hexdigest()[:16]}"
     if folder.exists():
         return folder
     ready()

@@ -20,13 +20,12 @@ from longsight.server.usage import UsageRecord
 from test_cli_serve import serve
 
 pytestmark = pytest.mark.clients
-VERSION = "2.1.197"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "clients.md"
 
 
 @pytest.fixture(scope="session")
 def claude() -> Path:
-    return npm_client("@anthropic-ai/claude-code", VERSION, "claude")
+    return npm_client("claude")
 
 
 def run(claude: Path, home: Path, url: str, prompt: str, *options: str) -> dict[str, Any]:

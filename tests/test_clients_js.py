@@ -16,14 +16,6 @@ from fails_once import FailsOnce
 from live_server import LiveServer
 
 pytestmark = pytest.mark.clients
-PACKAGES = (
-    "ai@6",
-    "@ai-sdk/openai-compatible@2",
-    "@ai-sdk/anthropic@3",
-    "zod@4",
-    "openai@6",
-    "@anthropic-ai/sdk@1",
-)
 ECHO = "You asked for this: Hello there"
 TOKENS = len(ECHO) + 1  # bytes, and the end
 CALL = ["get_weather", {"place": "San Marino", "days": 3}]
@@ -45,7 +37,7 @@ def run(script: str, folder: Path, *arguments: str) -> str:
     """What a script prints."""
     (folder / "script.mjs").write_text(script)
     # Modules are looked for beside the script.
-    (folder / "node_modules").symlink_to(npm_packages(*PACKAGES))
+    (folder / "node_modules").symlink_to(npm_packages())
     done = subprocess.run(
         ["node", "script.mjs", *arguments],
         env=client_environment(folder),

@@ -12,7 +12,7 @@ import anthropic
 import openai
 import pytest
 
-from clients import client_environment, python_packages
+from clients import client_environment, python_client
 from competent import competent_server, documented
 from fails_once import FINAL, HEADER, RETRIED, FailsOnce
 from fake_model import FakeModel
@@ -20,7 +20,6 @@ from live_server import LiveServer, live_server, wait_for
 from longsight.engine import SamplingDefaults
 
 # LiteLLM asks for mcp as soon as tools are declared, and for tenacity before it tries again; it depends on neither.
-LITELLM = ("litellm>=1.80,<2", "mcp>=1,<3", "tenacity>=8,<10")
 ANSWER = "You asked for this: What is a page table?"
 ECHO = "You asked for this: Hello there"
 QUESTION: list[Any] = [{"role": "user", "content": "Hello there"}]
@@ -47,7 +46,7 @@ def litellm(server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Any
 def run(home: Path, *arguments: str) -> str:
     """What Python prints in LiteLLM's environment."""
     done = subprocess.run(
-        [python_packages(*LITELLM), *arguments],
+        [python_client("litellm"), *arguments],
         # Otherwise it downloads a list of models and their prices when it is imported.
         env=client_environment(home, LITELLM_LOCAL_MODEL_COST_MAP="True"),
         capture_output=True,

@@ -18,7 +18,6 @@ from longsight.model.markup import NAMESPACE as NS
 from longsight.server.usage import UsageRecord
 
 pytestmark = pytest.mark.clients
-VERSION = "0.169"
 SCHEMA = {
     "type": "object",
     "properties": {"answer": {"type": "string", "maxLength": 40}},
@@ -30,7 +29,7 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "clients.md"
 
 @pytest.fixture(scope="session")
 def codex() -> Path:
-    return npm_client("@openai/codex", VERSION, "codex")
+    return npm_client("codex")
 
 
 def run(codex: Path, home: Path, url: str, model: str, prompt: str, *options: str) -> Sequence[dict[str, object]]:

@@ -10,14 +10,12 @@ from typing import Any
 
 import pytest
 
-from clients import client_environment, npm_client, python_packages
+from clients import client_environment, npm_client, python_client
 from competent import competent_server
 from live_server import LiveServer
 
 pytestmark = pytest.mark.clients
 # Without jsonschema each comparison with a schema counts as failed.
-LLM_COMPLY = ("llm-comply>=0.5,<0.6", "jsonschema>=4,<5")
-COMPATCANARY = "0.2"
 # llm-comply tries reasoning only with models whose names say that they do it.
 THINKERS = ("gpt-5-like", "claude-sonnet-4-like")
 TEXT_ONLY = "the model of this server reads text only, and says so with a 400: there is no image it could describe"
@@ -47,7 +45,7 @@ def test_llm_comply(server: LiveServer, tmp_path: Path, protocol: str, model: st
     """Every check passes and none is skipped, but for those that are named above with the reason."""
     command = ["-m", "llm_comply.cli", "-u", f"{server.url}/v1", "-k", "none", "-m", model, "--format", protocol]
     done = subprocess.run(
-        [python_packages(*LLM_COMPLY), *command, "--json"],
+        [python_client("llm-comply"), *command, "--json"],
         env=client_environment(tmp_path),
         capture_output=True,
         text=True,
@@ -66,7 +64,7 @@ def test_compatcanary(server: LiveServer, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     done = subprocess.run(
         [
-            npm_client("compatcanary", COMPATCANARY, "compatcanary"),
+            npm_client("compatcanary"),
             "scan",
             *("--base-url", f"{server.url}/v1", "--model", "tiny", "--profile", "modern"),
             *("--format", "json", "--output", report, "--fail-on", "any"),
