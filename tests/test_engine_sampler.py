@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fake_model import sample_rows
-from longsight.engine import InvalidRequestError, SamplingParams
+from longsight.engine import Grammar, InvalidRequestError, SamplingParams
 from longsight.engine.sampler import Rows, Sampled, SamplingState, draw, logprob
 
 LOGITS = torch.log(torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2]))
@@ -145,6 +145,55 @@ def test_the_answer_does_not_end_before_min_tokens() -> None:
     logits = torch.tensor([0.0, 5.0, 1.0])
     who = state(stop_ids=(1,), temperature=0, min_tokens=2)
     assert [one(logits, who) for _ in range(3)] == [2, 2, 1]
+
+
+def test_suppressed_tokens_are_never_chosen() -> None:
+    best = torch.tensor([1.0, 3.0, 3.0, 2.0])
+    assert one(best, state(temperature=0, suppress_tokens=(1,))) == 2
+    assert one(best, state(temperature=0, suppress_tokens=(1, 2), logit_bias={1: 100.0})) == 3
+    drawn = {one(best, state(seed=seed, suppress_tokens=(1, 2))) for seed in range(50)}
+    assert drawn == {0, 3}
+    # The rows of a step are its own memory: they are not written to.
+    assert best.tolist() == [1.0, 3.0, 3.0, 2.0]
+
+
+def test_a_grammar_that_allows_nothing_else_goes_before_suppression() -> None:
+    class Only:
+        complete = False
+
+        def mask(self) -> torch.Tensor:
+            return torch.tensor([False, True, False])
+
+        def accept(self, token: int) -> None: ...
+
+    params = SamplingParams(temperature=0, suppress_tokens=(1,), grammar=Grammar("regex", "b"))
+    who = SamplingState(params, array("i", (1,)), matcher=Only())
+    assert one(torch.tensor([5.0, 1.0, 3.0]), who) == 1
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 4), max_size=3), min_size=1, max_size=3),
+    st.sampled_from([0.0, 0.7]),
+    st.sets(st.integers(0, 4), max_size=4),
+)
+def test_drafts_change_nothing_where_tokens_are_suppressed(
+    drafts: list[list[int]], temperature: float, suppressed: set[int]
+) -> None:
+    params = {"temperature": temperature, "seed": 3, "suppress_tokens": tuple(suppressed)}
+    rows = torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
+    alone, drafted = state(**params), state(**params)
+    plain = [one(row, alone) for row in rows]
+    assert not suppressed & set(plain)
+    found: list[int] = []
+    for guess in [*drafts, *([[]] * 8)]:
+        at = len(found)
+        guess = guess[: 7 - at] if at < 8 else []
+        if at == 8:
+            break
+        (sampled,) = sample_rows(rows[at : at + 1 + len(guess)], [Rows(drafted, 0, guess)])
+        assert not isinstance(sampled, Exception)
+        found += [s.token for s in sampled]
+    assert found == plain
 
 
 def test_log_probabilities() -> None:

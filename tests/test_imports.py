@@ -76,3 +76,15 @@ sys.meta_path.insert(0, Blocked())
 import {module}
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
+
+
+def test_the_package_lists_what_it_exports_and_stays_light() -> None:
+    code = """
+import sys
+import longsight
+assert set(longsight.__all__) <= set(dir(longsight)), dir(longsight)
+assert not {"torch", "numpy", "tokenizers", "llguidance"} & set(sys.modules), sorted(sys.modules)
+for name in longsight.__all__:
+    assert getattr(longsight, name) is not None
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)

@@ -23,3 +23,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(longsight.engine, name)
     raise AttributeError(f"module 'longsight' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

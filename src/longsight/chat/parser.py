@@ -18,10 +18,11 @@ from longsight.chat.markers import Markers
 from longsight.model import markup
 
 Start = Literal["reasoning", "content", "undecided"]
-_ENDS = (markup.TURN, markup.END_OF_TURN, markup.DOCUMENT)  # none of these belongs to an answer
-_PLAIN = Markers(markup.NAMESPACE, markup.THINK, markup.END_THINK, *_ENDS)
-_IN_VALUE = Markers(markup.NAMESPACE, *_ENDS)
-_BETWEEN = Markers(markup.NAMESPACE, *_ENDS, "<")  # in a call but in no value, a tag needs no namespace marker
+_PLAIN = Markers(markup.NAMESPACE, markup.THINK, markup.END_THINK, *markup.TURN_MARKERS)
+_IN_VALUE = Markers(markup.NAMESPACE, *markup.TURN_MARKERS)
+_BETWEEN = Markers(
+    markup.NAMESPACE, *markup.TURN_MARKERS, "<"
+)  # in a call but in no value, a tag needs no namespace marker
 
 
 class _State(Enum):
@@ -104,7 +105,7 @@ class OutputParser:
         self._at += len(marker)
         if marker == markup.NAMESPACE:
             self._in_tag = True
-        elif marker in _ENDS:
+        elif marker in markup.TURN_MARKERS:
             self._events += self._calls.cut_off()
             self._state = _State.DONE
         else:

@@ -149,10 +149,15 @@ class Engine:
         for name, tokens in (
             ("logit_bias", request.params.logit_bias or ()),
             ("stop_token_ids", request.params.stop_token_ids),
+            ("suppress_tokens", request.params.suppress_tokens),
         ):
             for token in tokens:
                 if not 0 <= token < vocab:
                     raise InvalidRequestError(f"{name} names token {token}; ids run from 0 to {vocab - 1}", name)
+        if len(set(request.params.suppress_tokens)) == vocab:
+            raise InvalidRequestError(
+                f"suppress_tokens names all {vocab} tokens; at least one must be left", "suppress_tokens"
+            )
         if request.params.grammar is not None:
             if self.grammars is None:
                 raise InvalidRequestError(

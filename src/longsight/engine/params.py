@@ -32,7 +32,8 @@ class SamplingParams:
     the likeliest, then top_p the smallest set of them whose probability reaches it (always at least one).
     repetition_penalty divides positive and multiplies negative logits of every token in prompt or output;
     presence_penalty and frequency_penalty are taken off the logits of tokens in the output, once or per occurrence.
-    logit_bias adds to logits, token id by token id. The end-of-sequence tokens and stop_token_ids end the answer, but
+    logit_bias adds to logits, token id by token id. suppress_tokens are never chosen, whatever their bias, except where
+    a grammar allows nothing else. The end-of-sequence tokens and stop_token_ids end the answer, but
     not before min_tokens. logprobs: None, or how many of the likeliest tokens to report beside the chosen one's.
     The same seed gives the same answer, whatever else the engine runs; None draws a fresh one. n: answers to one
     prompt, which is read once; answer i takes seed + i.
@@ -53,6 +54,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] | None = None
+    suppress_tokens: tuple[int, ...] = ()
     logprobs: int | None = None
     grammar: Grammar | None = None
 

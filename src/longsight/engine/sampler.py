@@ -58,10 +58,12 @@ class SamplingState:
         matcher: Matcher | None = None,
     ) -> None:
         self.params, self.matcher = params, matcher
-        # The likeliest token, whatever came before; and nothing else is asked about it.
+        # The likeliest token that is not suppressed, whatever came before; and nothing else is asked about it.
         self.is_plain = params.temperature == 0 and not params.adjusts_logits
         self.is_bare = self.is_plain and params.logprobs is None
         self.generated = 0
+        self.suppressed = frozenset(params.suppress_tokens)
+        self._suppressed_ids = torch.tensor(sorted(self.suppressed), dtype=torch.long)
         # Python promises that a seeded Random.random() repeats across versions and machines.
         self._random = random.Random(params.seed)
         self._stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long)
@@ -75,7 +77,7 @@ class SamplingState:
 
     def choose(self, logits: Tensor) -> int:
         """The next token by fp32 logits [vocab]. Changes nothing but the random generator."""
-        if self.params.adjusts_logits:
+        if self.params.adjusts_logits or self.suppressed:
             logits = self._adjusted(logits)
         if self.params.temperature == 0:
             return int(logits.argmax())
@@ -108,12 +110,17 @@ class SamplingState:
             allowed = self.matcher.mask()[: len(logits)]
             logits[: len(allowed)].masked_fill_(~allowed, -torch.inf)
             logits[len(allowed) :] = -torch.inf
+        if self.suppressed:
+            logits = _without(logits, self._suppressed_ids)
         if self.generated < params.min_tokens:
-            held_back = logits.clone()
-            held_back[self._stop_ids] = -torch.inf
-            # Where a finished grammar allows nothing but the end, the end it is.
-            logits = held_back if bool(held_back.isfinite().any()) else logits
+            logits = _without(logits, self._stop_ids)
         return logits
+
+
+def _without(logits: Tensor, ids: Tensor) -> Tensor:
+    """Logits without those tokens, unless a grammar allows nothing else: a finished one allows only the end."""
+    rest = logits.index_fill(0, ids, -torch.inf)
+    return rest if bool(rest.isfinite().any()) else logits
 
 
 class Logits(NamedTuple):
@@ -148,8 +155,9 @@ def sample(logits: Logits, entries: Sequence[Rows]) -> list[list[Sampled] | Exce
     likeliest, best = logits.likeliest.tolist(), logits.best.tolist()
     results: list[list[Sampled] | Exception] = []
     for state, first, drafts in entries:
-        if state.is_bare and not drafts and math.isfinite(best[first]):
-            results.append([Sampled(likeliest[first])])  # most rows of most steps
+        token = likeliest[first]
+        if state.is_bare and not drafts and math.isfinite(best[first]) and token not in state.suppressed:
+            results.append([Sampled(token)])  # most rows of most steps
             continue
         try:
             results.append(_verify(logits.rows, likeliest, best, Rows(state, first, drafts)))
@@ -163,7 +171,9 @@ def _verify(rows: Tensor, likeliest: Sequence[int], best: Sequence[float], entry
     for row in range(entry.first, entry.first + len(entry.drafts) + 1):
         if not math.isfinite(best[row]):
             raise FloatingPointError("the model's logits are not finite")
-        token = likeliest[row] if state.is_plain else state.choose(rows[row].float())
+        token = likeliest[row]
+        if not state.is_plain or token in state.suppressed:
+            token = state.choose(rows[row].float())
         asked = params.logprobs
         tokens.append(Sampled(token, None if asked is None else logprob(rows[row], token, asked)))
         state.advance(token)

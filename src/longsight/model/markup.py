@@ -3,3 +3,4 @@
 NAMESPACE = "]<]minimax[>["  # stands before every structural tag
 THINK, END_THINK = "<mm:think>", "</mm:think>"
 TURN, END_OF_TURN, DOCUMENT = "]~b]", "[e~[", "]~!b["
+TURN_MARKERS = (TURN, END_OF_TURN, DOCUMENT)  # none of these belongs to an answer

@@ -15,7 +15,7 @@ from longsight.chat.quoting import PromptTokenizer
 from longsight.chat.template import ChatTemplate
 from longsight.engine import EngineDriver, Grammar, Request, SamplingDefaults, SamplingParams
 from longsight.engine.request import requests_for
-from longsight.model.markup import NAMESPACE
+from longsight.model.markup import NAMESPACE, TURN_MARKERS
 from longsight.server.answers import Choice, end_think_id
 from longsight.server.auth import Authenticator
 from longsight.server.errors import invalid, not_found
@@ -116,14 +116,14 @@ class Service:
         self.check_model(turn.model)
         prompt = self._prompt(turn)
         grammar = self._grammar(turn, prompt.start)
-        params = replace(
-            turn.params,
-            max_tokens=self.answer_length(len(prompt.tokens), turn.max_tokens, self.chat_max_tokens),
-            grammar=grammar,
-            logit_bias=self._bias(turn),
-        )
         known = {name: tool.parameters for name, tool in turn.tools_by_name.items()}
         called = known or any(message.calls for message in turn.messages)
+        may_call = bool(called) and turn.tool_choice.kind != "none"
+        params = replace(
+            self._in_markup(turn.params, may_call=may_call),
+            max_tokens=self.answer_length(len(prompt.tokens), turn.max_tokens, self.chat_max_tokens),
+            grammar=grammar,
+        )
         return [
             Choice(
                 request,
@@ -131,7 +131,7 @@ class Service:
                 OutputParser(
                     prompt.start,
                     known,
-                    calls=bool(called) and turn.tool_choice.kind != "none",
+                    calls=may_call,
                     forgiving=grammar is None,
                 ),
                 turn.stop,
@@ -160,10 +160,13 @@ class Service:
             return tool_grammar(tools, parallel=parallel, start=section, optional=True, answer=answer, free=free)
         return format_grammar(*answer, section) if answer else wanted
 
-    def _bias(self, turn: Turn) -> dict[int, float] | None:
-        """Where no call may be made, the token that opens one is out of the question."""
-        bias = dict(turn.params.logit_bias or {})
-        opener = self.tokenizer.added_tokens.get(NAMESPACE)
-        if turn.tool_choice.kind == "none" and turn.tools and opener is not None:
-            bias[opener] = -100.0
-        return bias or None
+    def _in_markup(self, params: SamplingParams, *, may_call: bool) -> SamplingParams:
+        """No call is begun where none may be made, and the markers of turns end the answer: none belongs to one."""
+        added = self.tokenizer.added_tokens
+        suppressed = [added[NAMESPACE]] if NAMESPACE in added and not may_call else []
+        ends = [added[marker] for marker in TURN_MARKERS if marker in added and not params.ignore_eos]
+        return replace(
+            params,
+            suppress_tokens=(*params.suppress_tokens, *suppressed),
+            stop_token_ids=(*params.stop_token_ids, *ends),
+        )
