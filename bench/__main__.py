@@ -24,7 +24,7 @@ from longsight.ops.errors import LongsightError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m bench", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which benches: {', '.join(registry.NAMES)}")
     parser.add_argument(
         "--quick", action="store_true", help="tiny shapes, one repeat, nothing judged: checks that it runs"

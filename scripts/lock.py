@@ -28,7 +28,9 @@ COMPILE = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--upgrade", action="store_true", help="raise every package to the newest its bound allows")
     upgrade = ["--upgrade"] if parser.parse_args().upgrade else []
     before = locked()

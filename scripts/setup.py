@@ -32,7 +32,9 @@ SOURCES = [ROOT / "pyproject.toml", ROOT / "CMakeLists.txt", *sorted((ROOT / "cs
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("extra", help="which of the extras in pyproject.toml to install, such as demo or dev")
     parser.add_argument(
         "--torch",

@@ -47,7 +47,6 @@ def test_numbers() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
         (["generate"], "one of the arguments --prompt -f/--prompt-file is required"),
         (["generate", "--prompt", "x", "-f", "y"], "not allowed with argument"),

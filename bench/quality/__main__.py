@@ -20,7 +20,7 @@ from longsight.ops.errors import LongsightError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m bench.quality", description=__doc__)
     parser.add_argument("study", type=Path, help="as bench/quality/text.toml")
     parser.add_argument("--out", type=Path, help="runs and results; default: bench/work/quality/STUDY")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the report goes (docs)")

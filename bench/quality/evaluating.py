@@ -25,7 +25,7 @@ from longsight.train.tokens import TokenFile
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.quality.evaluating", description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m bench.quality.evaluating", description=__doc__)
     parser.add_argument("study", type=Path)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--out", type=Path, required=True, help="where the study's runs are")

@@ -103,7 +103,7 @@ def judge(wish: Wish, calls: Sequence[Call]) -> tuple[bool, bool]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m recipes.embedded.calls", description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m recipes.embedded.calls", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", nargs="?", help="a checkpoint directory; default: the embedded model")
     parser.add_argument("--text", type=Path, help="where words come from; default: what `longsight demo` reads")

@@ -152,7 +152,10 @@ def run(
 ) -> int:
     """A command line for make(work, debs, table), which takes texts out of packages; about: of --help. Exit code."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {module}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        prog=f"python -m {module}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--work", type=Path, default=WORK, metavar="DIR", help="where to write (default %(default)s)")
     parser.add_argument("--debs", type=Path, metavar="DIR", help="where packages are kept (default DIR/debs)")

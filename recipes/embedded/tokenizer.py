@@ -95,6 +95,7 @@ def make(corpus: Path, out: Path, plain: bool = False) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="python -m recipes.embedded.tokenizer",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

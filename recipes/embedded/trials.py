@@ -168,7 +168,7 @@ def draw(found: Sequence[Trial], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m recipes.embedded.trials", description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m recipes.embedded.trials", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", type=Path, nargs="?", help="a checkpoint directory; default: the embedded model")
     parser.add_argument("--text", type=Path, help="what needles are hidden in; default: what `longsight demo` reads")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longsight.cli.options import positive
+from longsight.cli.numbers import count, positive, rate, threads
+from longsight.cli.paths import InputFile, ModelDirectory, NewDirectory
 from longsight.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -40,10 +39,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="a directory that transformers loads")
-    parser.add_argument("--text", nargs="+", type=Path, required=True, metavar="FILE", help="UTF-8 text to train on")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="where the sparse model goes; must be new"
+        "model", type=ModelDirectory(built_in=False), metavar="MODEL", help="a directory that transformers loads"
+    )
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        type=InputFile("a UTF-8 text file"),
+        required=True,
+        metavar="FILE",
+        help="UTF-8 text to train on",
+    )
+    parser.add_argument(
+        "--out",
+        type=NewDirectory(empty=True),
+        required=True,
+        metavar="DIR",
+        help="where the sparse model goes; must be new",
     )
     sizes = parser.add_argument_group("what each token reads")
     sizes.add_argument("--block-size", type=positive, default=128, metavar="B", help="tokens of a block (128)")
@@ -66,25 +78,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the model, here and as saved (float32)"
     )
     parser.add_argument("--device", default="cpu", metavar="NAME", help="where torch trains: cpu, cuda, cuda:1 (cpu)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads; default: all cores")
-
-
-def count(text: str) -> int:
-    """A whole number, 0 or more."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
-    return int(text)
-
-
-def rate(text: str) -> float:
-    """A learning rate: a positive number."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return number
+    parser.add_argument("--threads", type=threads, metavar="N", help="CPU threads; default: all cores")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,14 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from longsight.cli.paths import ModelDirectory
+
 if TYPE_CHECKING:
     from longsight.ops.cost import ModelShape
 
 EPILOG = """\
 examples:
-  longsight cost                                    the published MiniMax-M3
-  longsight cost path/to/checkpoint                 a checkpoint directory, or its config.json
-  longsight cost --tokens 32768,1000000             context lengths of your own
+  longsight cost                                    # the published MiniMax-M3
+  longsight cost path/to/checkpoint                 # a checkpoint directory, or its config.json
+  longsight cost --tokens 32768,1000000             # context lengths of your own
 
 "attention" counts attention alone, "forward" the whole model with its matrix products. "all dense" is the same model
 with every layer reading everything. A fused multiply-add counts 2; prefill is the causal total of a whole prompt.
@@ -33,6 +35,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "model",
         nargs="?",
+        type=ModelDirectory(file=True),
+        metavar="MODEL",
         help="checkpoint directory or config.json, or a built-in model: embedded or constructed; default: the "
         "published MiniMax-M3",
     )

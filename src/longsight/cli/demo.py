@@ -7,12 +7,13 @@ import random
 from pathlib import Path
 from typing import Any
 
-from longsight.cli.options import positive
+from longsight.cli.numbers import number, positive, seed, threads
+from longsight.cli.paths import InputFile, OutputDirectory
 
 EPILOG = """\
 examples:
-  longsight demo                        1,048,576 tokens, about four minutes on two cores with AVX-512
-  longsight demo --tokens 131072        about ten seconds
+  longsight demo                        # 1,048,576 tokens, about four minutes on two cores with AVX-512
+  longsight demo --tokens 131072        # about ten seconds
   longsight demo --text war-and-peace.txt --depth 0.5
   longsight demo constructed --tokens 65536
 
@@ -36,11 +37,20 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "model", nargs="?", choices=("embedded", "constructed"), default="embedded", help="default: embedded"
     )
     parser.add_argument("--tokens", type=positive, default=1 << 20, metavar="N", help="prompt length (default 1048576)")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="text to read; default: what is found on the machine")
-    parser.add_argument("--depth", type=float, metavar="D", help="where to hide it, 0 (start) to 1; default: at random")
-    parser.add_argument("--seed", type=int, help="of the depth and the code; default: at random")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads; default: all cores")
-    parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR", help="for the pictures")
+    parser.add_argument(
+        "--text",
+        type=InputFile("a text file"),
+        metavar="FILE",
+        help="text to read; default: what is found on the machine",
+    )
+    parser.add_argument(
+        "--depth", type=number, metavar="D", help="where to hide it, 0 (start) to 1; default: at random"
+    )
+    parser.add_argument("--seed", type=seed, metavar="N", help="of the depth and the code; default: at random")
+    parser.add_argument("--threads", type=threads, metavar="N", help="CPU threads; default: all cores")
+    parser.add_argument(
+        "--out", type=OutputDirectory(), default=Path("demo-out"), metavar="DIR", help="for the pictures (demo-out)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)  # that it can't be made is better known before the model reads
     seed = random.randrange(10**6) if args.seed is None else args.seed
     depth = random.Random(seed).random() if args.depth is None else args.depth
     constructed = args.model == CONSTRUCTED

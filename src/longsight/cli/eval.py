@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longsight.cli.options import DTYPES, model_path, positive
+from longsight.cli.numbers import positive, seed, threads
+from longsight.cli.options import DTYPES, model_path
+from longsight.cli.paths import InputFile, InputPath, ModelDirectory, OutputDirectory
 from longsight.cli.progress import ProgressBar
 from longsight.sizes import parse_size
 
@@ -46,10 +48,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "model",
         nargs="?",
+        type=ModelDirectory(),
         metavar="MODEL",
         help="a checkpoint directory, or a built-in model: embedded (default) or constructed",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go, and are kept")
+    parser.add_argument(
+        "--out", type=OutputDirectory(), required=True, metavar="DIR", help="where results go, and are kept"
+    )
     parser.add_argument("--suite", choices=("ruler", "recall", "loss"), default="ruler", help="which tasks (ruler)")
     parser.add_argument("--tasks", type=_names, metavar="NAME,...", help="these tasks of any suite instead")
     parser.add_argument(
@@ -60,24 +65,32 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="prompt and answer together, in tokens: 256,4K,1M",
     )
     parser.add_argument("--trials", type=positive, default=20, metavar="N", help="prompts per task and length (20)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed gives the same prompts (0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="the same seed gives the same prompts (0)")
     parser.add_argument("--attention", nargs="+", default=["configured"], metavar="KIND", help="see below (configured)")
     parser.add_argument(
         "--text",
         nargs="+",
-        type=Path,
+        type=InputPath(),
         default=[],
         metavar="FILE",
         help="hide needles in these files or directories, and ask about them; default: generated sentences, and no qa",
     )
     parser.add_argument(
-        "--qa", type=Path, metavar="FILE", help="JSON lines with document, question and answers (a list), for qa"
+        "--qa",
+        type=InputFile("a file of JSON lines"),
+        metavar="FILE",
+        help="JSON lines with document, question and answers (a list), for qa",
     )
     parser.add_argument(
         "--loss", type=_length, default=0, metavar="N", help="also the loss by position in documents of N tokens"
     )
     parser.add_argument(
-        "--loss-text", nargs="+", type=Path, default=[], metavar="FILE", help="of this text; default: that of --text"
+        "--loss-text",
+        nargs="+",
+        type=InputPath(),
+        default=[],
+        metavar="FILE",
+        help="of this text; default: that of --text",
     )
     parser.add_argument("--loss-documents", type=positive, default=8, metavar="N", help="how many documents (8)")
     parser.add_argument("--likelihood", action="store_true", help="also the log-probability of the right answers")
@@ -90,7 +103,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--dtype", choices=DTYPES, help="of weights and cache; default: as the checkpoint says")
     parser.add_argument("--backend", help="cpu or reference; default: the fastest that runs")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads; default: all cores")
+    parser.add_argument("--threads", type=threads, metavar="N", help="CPU threads; default: all cores")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longsight.cli.options import add_engine_arguments, add_model_arguments, build_engine, load, model_path, positive
+from longsight.cli.numbers import positive
+from longsight.cli.options import add_engine_arguments, add_model_arguments, build_engine, load, model_path
+from longsight.cli.paths import InputFile
 from longsight.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -36,7 +38,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_model_arguments(parser)
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="the prompt itself")
-    prompt.add_argument("-f", "--prompt-file", metavar="FILE", help="a UTF-8 file with the prompt; - is standard input")
+    prompt.add_argument(
+        "-f",
+        "--prompt-file",
+        type=InputFile("a UTF-8 text file, or - for standard input", stdin=True),
+        metavar="FILE",
+        help="a UTF-8 file with the prompt; - is standard input",
+    )
     parser.add_argument("--max-tokens", type=positive, default=256, metavar="N", help="length of the answer (256)")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 = always the likeliest token")
     parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach P together")
@@ -67,15 +75,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_prompt(name: str) -> str:
-    """A file's text, or standard input's for "-". Raises PromptError unless it is UTF-8."""
+def read_prompt(file: Path) -> str:
+    """A file's text, or standard input's for "-". Raises InvalidRequestError unless it is UTF-8."""
     from longsight.engine import InvalidRequestError
 
-    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    stdin = str(file) == "-"
+    data = sys.stdin.buffer.read() if stdin else file.read_bytes()
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        source = "standard input" if name == "-" else name
+        source = "standard input" if stdin else file
         raise InvalidRequestError(f"{source} is not valid UTF-8 at byte {error.start}: {error.reason}") from error
 
 

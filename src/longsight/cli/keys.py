@@ -11,18 +11,19 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from longsight.cli.options import positive
+from longsight.cli.numbers import positive
+from longsight.cli.paths import KEY_SCHEMES, Database
 
 if TYPE_CHECKING:
     from longsight.server.keys import Key, KeyStore
 
 EPILOG = """\
 examples:
-  longsight keys create alice --auth keys.db         a key for chat, files and usage, of all models
+  longsight keys create alice --auth keys.db         # a key for chat, files and usage, of all models
   longsight keys create ci --auth keys.db --organisation acme --scope chat --model 'MiniMax-*' --expires 30d --rpm 60
   longsight keys create ops --auth keys.db --scope admin
   longsight keys list --auth keys.db
-  longsight keys disable 3f9a51c07b2e --auth keys.db (a running server stops taking it within seconds)
+  longsight keys disable 3f9a51c07b2e --auth keys.db  # a running server stops taking it within seconds
   longsight keys delete 3f9a51c07b2e --auth keys.db
 
 then:
@@ -46,7 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
     create = actions.add_parser("create", help="make a key and show it, once", description="Make a key and show it.")
     create.add_argument("name", metavar="NAME", help="what to call it: a person, a program")
     create.add_argument(
@@ -74,7 +75,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     for action in (disable, delete):
         action.add_argument("id", metavar="ID", help="as `longsight keys list` shows it")
     for action in (create, show, disable, delete):
-        action.add_argument("--auth", metavar="DB", help="path or SQLAlchemy URL of the keys (default: LONGSIGHT_AUTH)")
+        action.add_argument(
+            "--auth",
+            type=Database(KEY_SCHEMES),
+            metavar="DB",
+            help="path or SQLAlchemy URL of the keys (default: LONGSIGHT_AUTH)",
+        )
 
 
 def expiry(text: str) -> int:

@@ -5,28 +5,29 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
-from types import ModuleType
-from typing import NoReturn
+from pathlib import Path
 
 from longsight import __version__
+from longsight.cli.parser import OptionError, Parser
 
 COMMANDS = ("serve", "generate", "train", "tokenize", "eval", "convert", "keys", "usage", "cost", "demo")
 DESCRIPTION = """\
 MiniMax-M3-style models with exact sparse attention, on the hardware you have.
 
-  longsight serve                                   serve the embedded model on http://127.0.0.1:8000/v1
-  longsight serve path/to/checkpoint                serve a checkpoint directory
-  longsight generate path/to/checkpoint -f book.txt continue a text, without a server
-  longsight train examples/recall.toml              train a model
-  longsight eval path/to/checkpoint --lengths 1K,16K  needles, variables and word counts at each length
-  longsight keys create NAME --auth keys.db         make an API key for `longsight serve --auth keys.db`
-  longsight demo                                    read a million tokens and answer from the middle of them
-  longsight cost path/to/checkpoint                 FLOPs, bytes and memory at each context length
-  longsight usage --ledger usage.db                 what was used, and what it came to
-  longsight tokenize book.txt --train-vocab 4096 --out data/book   text -> token ids, to train on
-  longsight convert path/to/Qwen3 --text a.txt --out DIR           sparse attention for a dense transformers model
+  longsight serve                             # serve the embedded model on http://127.0.0.1:8000/v1
+  longsight serve path/to/checkpoint          # serve a checkpoint directory
+  longsight generate path/to/checkpoint -f book.txt             # continue a text, without a server
+  longsight demo                              # read a million tokens and answer from the middle of them
+  longsight train examples/recall.toml        # train a model
+  longsight tokenize book.txt --train-vocab 4096 --out data/book  # text -> token ids, to train on
+  longsight eval path/to/checkpoint --lengths 1K,16K --out results  # needles, variables and word counts
+  longsight convert path/to/Qwen3 --text a.txt --out DIR        # sparse attention for a dense transformers model
+  longsight cost path/to/checkpoint           # FLOPs, bytes and memory at each context length
+  longsight keys create NAME --auth keys.db   # make an API key for `longsight serve --auth keys.db`
+  longsight usage --ledger usage.db           # what was used, and what it came to
 
 `longsight COMMAND --help` explains each command with examples.
 """
@@ -40,21 +41,16 @@ EXTRAS |= {"openai": DEMO, "matplotlib": DEMO, "scipy": EVAL, "transformers": "l
 EXTRAS |= {"tensorboard": "longsight[train]"}
 
 
-class Parser(argparse.ArgumentParser):
-    """Complains in one line, like every other error of this program."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"longsight: error: {message} (try: {self.prog} --help)\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. 0: done; 1: an error, told in one line on stderr; 2: wrong usage; 130: interrupted."""
-    modules = {name: importlib.import_module(f"longsight.cli.{name}") for name in COMMANDS}
-    args = _parser(modules).parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="longsight: %(levelname)s: %(message)s")
+    args = argparse.Namespace()
     try:
-        code: int = modules[args.command].run(args)
-        sys.stdout.flush()
+        try:
+            args = parser().parse_args(arguments)
+            logging.basicConfig(level=logging.WARNING, format="longsight: %(levelname)s: %(message)s")
+            code: int = args.run(args)
+        finally:
+            sys.stdout.flush()  # also of --help and --version, which leave with SystemExit
         return code
     except KeyboardInterrupt:
         print("longsight: interrupted", file=sys.stderr)
@@ -63,34 +59,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has seen enough. Python would complain again when it closes stdout at exit.
         sys.stdout = None
         return 1
+    except OptionError as error:
+        return _failed(str(error))
     except Exception as error:
-        message = _one_line(error)
+        message = _one_line(error, args)
         if message is None:
             raise
-        print(f"longsight: error: {message}", file=sys.stderr)
-        return 1
+        return _failed(message)
 
 
-def _parser(modules: dict[str, ModuleType]) -> argparse.ArgumentParser:
-    parser = Parser("longsight", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", action="version", version=f"longsight {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in modules.values():
+def parser() -> Parser:
+    """The parser of `longsight`, with that of each command in it."""
+    root = Parser("longsight", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    root.add_argument("--version", action="version", version=f"longsight {__version__}")
+    subparsers = root.add_subparsers(dest="command", metavar="COMMAND")
+    for name in COMMANDS:
+        module = importlib.import_module(f"longsight.cli.{name}")
         module.add_parser(subparsers)
-    return parser
+        subparsers.choices[name].set_defaults(run=module.run)
+    return root
 
 
-def _one_line(error: Exception) -> str | None:
+def _failed(message: str) -> int:
+    print(f"longsight: error: {message}", file=sys.stderr)
+    return 1
+
+
+def _one_line(error: Exception, args: argparse.Namespace) -> str | None:
     """What to tell the user; None for a defect, whose traceback is wanted."""
     # Imported here because it brings torch along, which `--help` can do without.
     from longsight.ops import LongsightError
 
     if isinstance(error, LongsightError | OSError):
-        return " ".join(str(error).split())
+        return _with_option(error, " ".join(str(error).split()), args)
     missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if missing in EXTRAS:
         return f"this command needs {missing}, which is not installed; try: pip install '{EXTRAS[missing]}'"
     return None
+
+
+def _with_option(error: Exception, message: str, args: argparse.Namespace) -> str:
+    """The message, and before it the option that named the file or directory which the system refused."""
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and cause.filename):
+        cause = cause.__cause__
+    if isinstance(cause, OSError) and isinstance(cause.filename, str | os.PathLike):
+        for path, option in getattr(args, "path_options", {}).items():
+            if Path(path) in (Path(cause.filename), *Path(cause.filename).parents):
+                return f"argument {option}: {message}"
+    return message
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from longsight.cli.paths import LEDGER_SCHEMES, Database, InputFile
 
 if TYPE_CHECKING:
     from longsight.server.metering.meter import LedgerMeter
@@ -15,13 +16,14 @@ if TYPE_CHECKING:
 def add_metering_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ledger",
+        type=Database(LEDGER_SCHEMES),
         metavar="FILE|URL",
         help="keep a line for each request in this SQLite file, or in PostgreSQL (postgresql://USER@HOST/NAME); "
         "default: none is kept",
     )
     parser.add_argument(
         "--prices",
-        type=Path,
+        type=InputFile("a TOML or JSON file"),
         metavar="FILE",
         help="what models cost, in TOML or per-token JSON; default: MiniMax's published prices, other models are free",
     )

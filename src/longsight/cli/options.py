@@ -3,60 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longsight.cli.numbers import byte_size, http_url, port, positive, seconds, threads
+from longsight.cli.paths import ModelDirectory, OutputDirectory
 from longsight.cli.progress import ProgressBar
-from longsight.sizes import parse_size
 
 if TYPE_CHECKING:
     from longsight.engine import Engine
     from longsight.model import Model
     from longsight.model.tokenizer import Tokenizer
 
+__all__ = ["byte_size", "http_url", "port", "positive", "seconds"]  # numbers.py has them; these are in common use
 DTYPES = ("bfloat16", "float32")
-
-
-def byte_size(text: str) -> int:
-    """A size as parse_size reads it."""
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def positive(text: str) -> int:
-    """A positive integer; underscores and commas may separate digits."""
-    digits = text.replace(",", "").replace("_", "")
-    if not digits.isdecimal() or int(digits) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(digits)
-
-
-def port(text: str) -> int:
-    """A TCP port; 0 asks the system for a free one."""
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port; ports run from 0 to 65535")
-    return int(text)
-
-
-def seconds(text: str) -> float:
-    """A time of 0 seconds or more."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
-    return number
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         nargs="?",
+        type=ModelDirectory(),
         metavar="MODEL",
         help="a directory with config.json, *.safetensors and tokenizer.json, or a built-in model: embedded (default), "
         "small and trained to answer questions in the words of the text it is given, or constructed, written by "
@@ -66,7 +34,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", help="cpu (compiled kernels) or reference (plain PyTorch, slow); default: the fastest that runs"
     )
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads; default: all cores")
+    parser.add_argument("--threads", type=threads, metavar="N", help="CPU threads; default: all cores")
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +53,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--kv-dir",
-        type=Path,
+        type=OutputDirectory(),
         metavar="DIR",
         help="keep the cache in files of this directory: contexts may be larger than memory, and prompts read before a "
         "restart are not read again after it",

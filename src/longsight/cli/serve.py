@@ -15,18 +15,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from longsight.cli.metering import add_metering_arguments, open_meter
-from longsight.cli.options import (
-    Loaded,
-    add_engine_arguments,
-    add_model_arguments,
-    build_engine,
-    byte_size,
-    load,
-    model_path,
-    port,
-    positive,
-    seconds,
-)
+from longsight.cli.numbers import byte_size, http_url, port, positive, seconds
+from longsight.cli.options import Loaded, add_engine_arguments, add_model_arguments, build_engine, load, model_path
+from longsight.cli.paths import KEY_SCHEMES, Database, InputFile, OutputDirectory, OutputFile
 
 if TYPE_CHECKING:
     import socket
@@ -37,22 +28,22 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  longsight serve                                    the embedded model, on http://127.0.0.1:8000/v1
+  longsight serve                                    # the embedded model, on http://127.0.0.1:8000/v1
   longsight serve path/to/checkpoint --port 9000
   longsight serve path/to/checkpoint --max-model-len 131072 --kv-memory 8GiB --max-running 4
-  longsight serve path/to/checkpoint --ledger usage.db --currency DZD      and then: longsight usage --ledger usage.db
+  longsight serve path/to/checkpoint --ledger usage.db --currency DZD      # and then: longsight usage --ledger usage.db
 
 then, from Python:
   from openai import OpenAI
   client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="unused")
-  question = "The secret code for the amber falcon is 4417-KQX.\n\nWhat is the secret code for the amber falcon?"
+  question = "The secret code for the amber falcon is 4417-KQX.\\n\\nWhat is the secret code for the amber falcon?"
   messages = [{"role": "user", "content": question}]
   print(client.chat.completions.create(model="longsight", messages=messages, temperature=0))
 
 with API keys and limits (without --auth or --api-key, nobody is asked for a key and no rate is limited):
-  longsight keys create alice --auth keys.db         shows the new key once
+  longsight keys create alice --auth keys.db         # shows the new key once
   longsight serve --auth keys.db --limit rpm=60 --limit concurrency=4
-  LONGSIGHT_API_KEY=... longsight serve              one key for everything, without a database
+  LONGSIGHT_API_KEY=... longsight serve              # one key for everything, without a database
 
 /v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /v1/files, /health, /ready, /metrics; Anthropic's
 protocol, for Claude Code too, with /anthropic as its base URL (docs/clients.md); for a browser, a page for chat and for
@@ -88,7 +79,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--chat-template",
-        type=Path,
+        type=InputFile("a file with a Jinja template"),
         metavar="FILE",
         help="a Jinja template of conversations instead of the checkpoint's own; without either, MiniMax-M3's format",
     )
@@ -109,6 +100,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--max-body", type=byte_size, metavar="SIZE", help="of a request (default 64MiB)")
     parser.add_argument(
         "--auth",
+        type=Database(KEY_SCHEMES),
         metavar="DB",
         help="ask for API keys of this database: a path, or an SQLAlchemy URL (default: LONGSIGHT_AUTH, if set)",
     )
@@ -117,7 +109,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="KEY",
         help="ask for this API key, which may do everything; better in LONGSIGHT_API_KEY, as others see arguments",
     )
-    parser.add_argument("--limits", type=Path, metavar="FILE", help="a TOML file with a table [limits]")
+    parser.add_argument(
+        "--limits", type=InputFile("a TOML file"), metavar="FILE", help="a TOML file with a table [limits]"
+    )
     parser.add_argument(
         "--limit",
         action="append",
@@ -127,7 +121,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--files-dir",
-        type=Path,
+        type=OutputDirectory(),
         metavar="DIR",
         help="keep uploaded files in this directory; default: a temporary one, removed when the server ends",
     )
@@ -159,12 +153,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="default info: a line per request, never its text",
     )
     parser.add_argument(
-        "--otel", metavar="ENDPOINT", help="send traces to this OpenTelemetry collector, as http://127.0.0.1:4318"
+        "--otel",
+        type=http_url,
+        metavar="ENDPOINT",
+        help="send traces to this OpenTelemetry collector, as http://127.0.0.1:4318",
     )
     add_metering_arguments(parser)
     parser.add_argument(
         "--signing-key",
-        type=Path,
+        type=OutputFile(),
         metavar="FILE",
         help="key that signs thinking kept by clients, made if missing (default: a new key each start)",
     )

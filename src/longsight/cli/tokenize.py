@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longsight.cli.options import positive
+from longsight.cli.numbers import positive
+from longsight.cli.paths import InputPath, NewDirectory
 from longsight.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  longsight tokenize books/ --train-vocab 4096 --out data/books          learn a tokenizer from the text, then use it
-  longsight tokenize more.jsonl --tokenizer data/books --out data/more   the same tokenizer for more text
+  longsight tokenize books/ --train-vocab 4096 --out data/books          # learn a tokenizer from the text, then use it
+  longsight tokenize more.jsonl --tokenizer data/books --out data/more   # the same tokenizer for more text
   longsight tokenize src/ --suffix .py,.md --tokenizer path/to/checkpoint --out data/code
 
 A file is one document. A .jsonl file has one document a line, an object with its text under "text" (--text-key names
@@ -44,12 +44,14 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "inputs", nargs="+", type=Path, metavar="PATH", help="text files, .jsonl files, or directories of them"
+        "inputs", nargs="+", type=InputPath(), metavar="PATH", help="text files, .jsonl files, or directories of them"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write; must not exist")
+    parser.add_argument(
+        "--out", type=NewDirectory(), required=True, metavar="DIR", help="where to write; must not exist"
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--tokenizer", type=Path, metavar="PATH", help="a tokenizer.json, or a directory with one in it"
+        "--tokenizer", type=InputPath(), metavar="PATH", help="a tokenizer.json, or a directory with one in it"
     )
     source.add_argument(
         "--train-vocab", type=positive, metavar="N", help="learn a byte-level BPE of N tokens from this text"

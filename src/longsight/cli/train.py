@@ -10,21 +10,21 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from longsight.cli.options import positive
+from longsight.cli.numbers import threads
+from longsight.cli.paths import InputFile, OutputDirectory
 
 if TYPE_CHECKING:
     from longsight.train.loop import Trainer
 
 EXAMPLES = """\
 examples:
-  longsight train examples/recall.toml              train a small model that looks things up: minutes on one core
-  longsight train run.toml --resume                 go on where a killed or interrupted run was last saved
+  longsight train examples/recall.toml              # train a small model that looks things up: minutes on one core
+  longsight train run.toml --resume                 # go on where a killed or interrupted run was last saved
   longsight train run.toml --out runs/b --set run.seed=1 --set stage.sparse.steps=500 --set optimizer.matrices.lr=0.01
-  torchrun --nproc-per-node 8 -m longsight.cli.main train run.toml      eight processes of one machine
+  torchrun --nproc-per-node 8 -m longsight.cli.main train run.toml      # eight processes of one machine
 
 The run writes to its output directory: log.csv (a row a step), tensorboard/, curves.png, checkpoints/ to resume from,
 and at its end model/, which `longsight generate`, `longsight serve` and LLM(...) load. Ctrl-C finishes the step, saves
@@ -40,8 +40,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", metavar="CONFIG", type=Path, help="the TOML file; docs/training.md lists its keys")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="write here instead of to the file's run.out")
+    parser.add_argument(
+        "config", metavar="CONFIG", type=InputFile("a TOML file"), help="the TOML file; docs/training.md lists its keys"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=OutputDirectory(), help="write here instead of to the file's run.out"
+    )
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR, if there is one")
     again.add_argument("--restart", action="store_true", help="delete what an earlier run left in DIR and begin anew")
@@ -53,7 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="KEY=VALUE",
         help="change one value of the file, as run.seed=1 or stage.NAME.steps=100; may be given several times",
     )
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads; default: all cores")
+    parser.add_argument("--threads", type=threads, metavar="N", help="CPU threads; default: all cores")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from longsight.cli.paths import LEDGER_SCHEMES, Database
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  longsight usage --ledger usage.db                           all there is, by model
+  longsight usage --ledger usage.db                           # all there is, by model
   longsight usage --ledger usage.db --by organisation,day --from 2026-11-01 --to 2026-11-30 --currency DZD
   longsight usage --ledger postgresql://billing@db/usage --by key --csv > usage.csv
 
@@ -29,7 +31,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ledger", required=True, metavar="FILE|URL", help="an SQLite file or a postgresql:// URL")
+    parser.add_argument(
+        "--ledger",
+        type=Database(LEDGER_SCHEMES, existing=True),
+        required=True,
+        metavar="FILE|URL",
+        help="an SQLite file or a postgresql:// URL",
+    )
     parser.add_argument(
         "--by",
         default="model",
