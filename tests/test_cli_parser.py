@@ -125,7 +125,7 @@ def test_configuration_in_help_can_be_read() -> None:
         assert tomllib.loads(snippet)
 
 
-def test_shell_lines_in_help_run_as_they_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shell_lines_in_help_run_as_they_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a real shell, in which `longsight` only prints what it was called with; its parser must accept that."""
     monkeypatch.setattr(Parser, "_check_paths", lambda self, known: None)
     calls = 0
@@ -136,7 +136,8 @@ def test_shell_lines_in_help_run_as_they_are_printed(monkeypatch: pytest.MonkeyP
                 f"{line}"
             )
             shell = ["bash", "-euc", f"exec 3>&1 >/dev/null\n{code}"]
-            done = subprocess.run(shell, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+            options = {"cwd": tmp_path, "stdin": subprocess.DEVNULL, "timeout": 60}
+            done = subprocess.run(shell, capture_output=True, text=True, **options)  # type: ignore[call-overload]
             assert done.returncode == 0, (line, done.stderr)
             arguments = done.stdout.split("\0")[:-1]
             assert arguments, line

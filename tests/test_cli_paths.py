@@ -184,7 +184,7 @@ def test_permissions(tmp_path: Path) -> None:
         (["demo", "--out", str(tmp_path / "new")], "--out"),
         (["serve", str(closed)], "MODEL"),
     ):
-        code = f"import os, sys; from longsight.cli.main import main, parser\n"
+        code = "import os, sys; from longsight.cli.main import main, parser\n"
         code += f"parser(); os.setuid({NOBODY}); sys.exit(main({arguments}))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
         assert done.returncode == 1, done.stderr
