@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import re
 import shutil
@@ -26,9 +28,11 @@ from longsight.server.auth import StaticKey
 from scripted_server import Scripted, delta, ended, scripted_server
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+expect.set_options(timeout=20_000)
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium on this machine: the page's tests need one (Debian: apt-get install chromium)"
 )
+ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 128
 _RNG = random.Random(5)
 WORDS = " ".join(_RNG.choices(["".join(_RNG.choices(string.ascii_lowercase, k=5)) for _ in range(500)], k=900))
@@ -112,14 +116,22 @@ def test_who_gets_the_page_and_who_gets_json(server: LiveServer) -> None:
         assert http.head("/").status_code == http.head("/", headers={"accept": "text/html"}).status_code == 200
         linked = re.findall(r'(?:src|href)="([^"]+)"', page.text)
         assert "web/app.js" in linked
-        for file in sorted(web.FILES.iterdir()):
-            response = http.get(f"/web/{file.name}")
-            assert response.content == file.read_bytes()
+        own = {f"/web/{file.name}": file for file in web.FILES.iterdir()}
+        theirs = {f"/web/vendor/{f.relative_to(web.VENDOR)}": f for f in web.VENDOR.rglob("*") if f.is_file()}
+        for path, file in (own | theirs).items():
+            response = http.get(path)
+            assert response.content == file.read_bytes(), path
             assert response.headers["x-content-type-options"] == "nosniff"
-            assert "default-src 'self'" in response.headers["content-security-policy"]
-            addresses = re.findall(r"https?://[^\s\"']+", response.text)
-            assert set(addresses) <= {"http://www.w3.org/2000/svg"}, file
-            assert http.get(f"/web/{file.name}", headers={"if-none-match": response.headers["etag"]}).status_code == 304
+            assert response.headers["content-security-policy"] == page.headers["content-security-policy"]
+            assert http.get(path, headers={"if-none-match": response.headers["etag"]}).status_code == 304
+            kinds = {".js": "text/javascript", ".mjs": "text/javascript", ".css": "text/css", ".woff2": "font/woff2"}
+            assert response.headers["content-type"].startswith(kinds.get(file.suffix, "")), path
+            if path in own:
+                addresses = re.findall(r"https?://[^\s\"'`]+", response.text)
+                assert set(addresses) <= {"http://www.w3.org/2000/svg"}, path
+        policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
+        assert policy["default-src"] == "'self'"
+        assert not any(loose in value for value in policy.values() for loose in ("unsafe", "*", "data:", "http"))
         for wrong in ("/web/nothing.js", "/web/", "/web/..%2fapp.py", "/web/%2e%2e/app.py"):
             response = http.get(wrong)
             assert response.status_code == 404
@@ -157,11 +169,10 @@ def test_a_conversation_with_the_engine(real: LiveServer, tab: Tab, needle: Need
     assert fresh is not None
     assert cached["width"] > fresh["width"] > 0
 
-    # The same conversation under the microscope.
+    # The same conversation under the microscope, which runs at once.
+    page.fill("[name=tokens]", "4")
     page.locator(".message.assistant").get_by_text("Microscope").click()
     expect(page.locator("#scope-count")).to_have_text("The conversation, 2 messages")
-    page.fill("[name=tokens]", "4")
-    page.click("#scope-run")
     expect(page.locator("#strip button")).to_have_count(4)
     page.click("#tab-chat")
     page.click("#new-chat")
@@ -240,6 +251,51 @@ def test_the_microscope_shows_that_the_needle_is_read(real: LiveServer, tab: Tab
     expect(tooltip).to_contain_text("Block 15")
     page.click("#zoom-all")
     expect(page.locator("#range")).to_have_text("blocks 0 to 39, tokens 0 to 5,119")
+
+
+@needs_browser
+def test_the_needle_example_marks_its_block(real: LiveServer, tab: Tab) -> None:
+    page = tab.open(f"{real.url}/#microscope", "tiny")
+    page.click("#scope-run")
+    expect(page.locator("#scope-status")).to_contain_text("Write or open a text first")
+    page.evaluate("""async () => {
+      const { needlePrompt } = await import("./web/needle.js");
+      window.made = Array.from({ length: 500 }, (_, i) => needlePrompt(3000, { chat: i % 2 === 0 }));
+    }""")
+    for made in page.evaluate("made"):
+        assert re.fullmatch(r"[1-9]\d{3}-[A-HJ-NP-Z]{3}", made["code"])
+        assert made["text"].count(made["sentence"]) == 1
+        assert made["text"].index(made["sentence"]) == round(made["depth"] * len(made["text"]))
+
+
+@needs_browser
+def test_the_needle_example_marks_the_block_that_holds_it(constructed: Path, tab: Tab) -> None:
+    model, tokenizer = load_model(constructed), Tokenizer.from_dir(constructed)
+    with live_server(model, tokenizer=tokenizer, pages=400, chunk_tokens=4096) as server:
+        page = tab.open(f"{server.url}/#microscope", "tiny")
+        page.click("#scope-needle")
+        text = page.locator("#scope-prompt").input_value()
+        page.fill("[name=tokens]", "3")
+        page.click("#scope-run")
+        expect(page.locator("#strip button")).to_have_count(3, timeout=60_000)
+        # One token per character, so the sentence's place in the text is its place in the context.
+        sentence = text.rsplit("\n", 1)[1]
+        start = text.index(sentence)
+        blocks = sorted({start // BLOCK, (start + len(sentence) + len(" 1234-ABC.") - 1) // BLOCK})
+        note = page.locator("#needle-note")
+        expect(note).to_contain_text(" and ".join(map(str, blocks)) + ". This token read it in")
+        expect(note).not_to_contain_text("in 0 of")
+        expect(page.locator("#needle-legend")).to_be_visible()
+        for block in blocks:
+            button = page.locator(f"#read-list [data-block='{block}']")
+            if button.count():
+                expect(button).to_contain_text("needle")
+        assert page.locator("#read-list .marked").count() >= 1
+        page.fill("#scope-prompt", "no needle here, and no mark")
+        page.click("#scope-run")
+        expect(page.locator("#strip button")).to_have_count(3)
+        expect(note).to_be_hidden()
+        server.engine.prefix_cache.clear()
 
 
 @needs_browser
@@ -375,6 +431,127 @@ def test_text_of_a_model_never_becomes_markup(script: Scripted, tab: Tab) -> Non
     expect(text.locator(".code pre")).to_have_text('<script>alert("1 **not bold**")</script>')
     expect(text.locator("blockquote")).to_have_text("said <u>so</u>")
     expect(text).to_contain_text("a ` b and 2 * 3 * 4, **unclosed")
+
+
+MARKDOWN = r"""\
+| name | cost |
+|:-----|-----:|
+| tea  | ~~3~~ **2** |
+
+Euler: $e^{i\pi} + 1 = 0$, and \(a^2\), at $5 or $6 a piece.
+
+\[
+\sum_{k=1}^{n} k
+\]
+
+See https://example.org/x or [there](https://example.org/y), not setup.py.
+
+```python
+def f(x: int) -> str:
+    return "a" * x  # b
+```
+
+![a cat](https://example.org/cat.png)
+"""
+
+
+@needs_browser
+def test_tables_formulas_code_and_links(script: Scripted, tab: Tab) -> None:
+    pieces = [MARKDOWN[i : i + 9] for i in range(0, len(MARKDOWN), 9)]
+    script.answers = [[*(delta(content=piece) for piece in pieces), *ended()]]
+    page = tab.open(script.url, "scripted")
+    text = say(page, "Show me").locator(".text")
+    cells = text.locator("table td")
+    expect(cells).to_have_text(["tea", "3 2"])
+    expect(text.locator("table s")).to_have_text("3")
+    assert cells.nth(1).evaluate("e => getComputedStyle(e).textAlign") == "right"
+    expect(text.locator(".katex")).to_have_count(3)
+    expect(text.locator(".katex-display")).to_have_count(1)
+    expect(text).to_contain_text("at $5 or $6 a piece")
+    expect(text.locator(".code .hljs-keyword").first).to_have_text("def")
+    keyword, plain = (
+        text.locator(f".code {place}").first.evaluate("e => getComputedStyle(e).color")
+        for place in (".hljs-keyword", "code")
+    )
+    assert keyword != plain
+    links = text.locator("a").evaluate_all("all => all.map(a => [a.href, a.rel, a.target])")
+    addresses = ["https://example.org/x", "https://example.org/y", "https://example.org/cat.png"]
+    assert links == [[address, "noopener noreferrer", "_blank"] for address in addresses]
+    assert text.locator("img").count() == 0
+    fonts = page.evaluate(
+        "document.fonts.ready.then(f => [...f].filter(x => x.status === 'loaded').map(x => x.family))"
+    )
+    assert any("KaTeX" in family for family in fonts)
+
+
+SIZE = 100_000
+COSTLY = {
+    "growing runs of backticks": "".join("`" * n + " " for n in range(1, 447)),
+    "bold never closed": "**a " * (SIZE // 4),
+    "brackets never closed": "![" * (SIZE // 2),
+    "emphasis of both kinds": "*a_ " * (SIZE // 4),
+    "a table of empty cells": "|" + "a|" * 1000 + "\n|" + "-|" * 1000 + "\n" + "|\n" * 1000,
+    "headings": "# a\n" * (SIZE // 4),
+    "formulas": "$x^2$ " * (SIZE // 6),
+    "formulas never closed": "\\[\n" * (SIZE // 3),
+    "deep fractions": ("$$" + r"\frac{1}{" * 150 + "x" + "}" * 150 + "$$\n\n") * (SIZE // 1500),
+    "macros that grow": r"$\def\a{xxxxxxxxxxxxxxxx}\def\b{\a\a\a\a\a\a\a\a}\def\c{\b\b\b\b\b\b\b\b}\c\c\c\c\c\c\c\c$ "
+    * 700,
+    "one long program": "```python\n" + "def f(x): return 'a' + 1 # b\n" * (SIZE // 30),
+    "many programs": "```js\nlet a = 1;\n```\n" * (SIZE // 20),
+    "one long word": "a" * SIZE,
+}
+
+
+@needs_browser
+@pytest.mark.parametrize("kind", COSTLY)
+def test_the_page_stays_responsive_whatever_a_model_writes(script: Scripted, tab: Tab, kind: str) -> None:
+    """A timer on the page keeps ticking while the text comes in. The bound is far from both sides: the page as it was
+    stood still for 4 to 21 s a frame on such texts, and pauses of a tenth of a second are usual."""
+    text = COSTLY[kind]
+    pieces = [text[i : i + SIZE // 20] for i in range(0, len(text), SIZE // 20)]
+    script.answers = [[*(delta(content=piece) for piece in pieces), delta(content="\n\nThe end"), *ended()]]
+    page = tab.open(script.url, "scripted")
+    page.evaluate("""() => {
+      window.longest = 0;
+      let last = performance.now();
+      setInterval(() => {
+        longest = Math.max(longest, performance.now() - last);
+        last = performance.now();
+      }, 20);
+    }""")
+    answer = say(page, "Write something")
+    expect(answer.locator("footer")).to_contain_text("1,000 tokens")
+    page.wait_for_timeout(1500)
+    assert answer.locator(".text").inner_text()[:1] != ""
+    assert page.evaluate("longest") < 3000
+
+
+@needs_browser
+def test_a_text_that_takes_too_long_to_format_is_shown_as_it_is(script: Scripted, tab: Tab) -> None:
+    script.answers = [[delta(content="**slow**"), *ended()], [delta(content="**quick**"), *ended()]]
+    page = tab.page
+    body = "onmessage = ({ data: { text } }) => { postMessage({ begun: true }); for (;;); };"
+    page.route("**/markdown-worker.js", lambda route: route.fulfill(body=body, content_type="text/javascript"))
+    tab.open(script.url, "scripted")
+    expect(say(page, "One").locator(".text")).to_have_text("**slow**")
+    page.unroute("**/markdown-worker.js")
+    expect(say(page, "Two").locator(".text strong")).to_have_text("quick")
+
+
+def test_vendored_libraries_are_as_published() -> None:
+    manifest = json.loads((web.VENDOR / "manifest.json").read_text())
+    files = {str(f.relative_to(web.VENDOR)): f for f in web.VENDOR.rglob("*") if f.is_file()}
+    assert files.keys() == manifest.keys() | {"manifest.json"}
+    lock = json.loads((ROOT / "scripts" / "vendor_web" / "package-lock.json").read_text())["packages"]
+    for name, entry in manifest.items():
+        package, _, version = entry["package"].rpartition("@")
+        assert lock[f"node_modules/{package}"]["version"] == version
+        assert hashlib.sha256(files[name].read_bytes()).hexdigest() == entry["sha256"], name
+    libraries = {entry["package"].rpartition("@")[0] for entry in manifest.values()}
+    licensed = {entry["package"].rpartition("@")[0] for name, entry in manifest.items() if name.startswith("LICENSE")}
+    assert libraries == licensed
+    assert sum(file.stat().st_size for file in files.values()) < 1.5e6
 
 
 @needs_browser

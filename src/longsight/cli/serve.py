@@ -171,7 +171,7 @@ def run(args: argparse.Namespace) -> int:
     from longsight.chat.template import ChatTemplate
     from longsight.engine import EngineDriver, SamplingDefaults
     from longsight.engine.probe import probe
-    from longsight.model.built_in import is_built_in
+    from longsight.model.built_in import EMBEDDED, is_built_in
     from longsight.server import logs
     from longsight.server.access import Sink
     from longsight.server.app import create_app
@@ -224,6 +224,7 @@ def run(args: argparse.Namespace) -> int:
             gate=RateGate(limits),
             authenticator=authenticator,
             signer=signer,
+            built_in=(args.model or EMBEDDED) if built_in else None,
         )
         announce(listener, model_id, loaded, engine, as_text=args.log_format == "text")
         if authenticator is None and not args.host.startswith("127.") and args.host not in ("localhost", "::1"):

@@ -164,6 +164,7 @@ def _card(service: Service, name: str) -> dict[str, object]:
         "aliases": [other for other in (service.model_id, *service.aliases) if other != name],
         "guaranteed_context": limits.floor(longest),
         "max_output_tokens": min(limits.max_output_tokens, longest),
+        **({"built_in": service.built_in} if service.built_in else {}),
     }
 
 

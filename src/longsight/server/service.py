@@ -49,7 +49,7 @@ class Service:
     may take. authenticator: checks API keys, None: nobody is asked for one. gate: who may go in; meter: keeps the
     records of what was used; observers: told of each request once it is over. files: uploads; their routes answer 404
     without. fetch_limits: for what requests name by URL. signer: of what clients keep for us.
-    responses: those that later requests may go on from.
+    responses: those that later requests may go on from. built_in: which built-in model this is, None for any other.
     """
 
     driver: EngineDriver
@@ -72,6 +72,7 @@ class Service:
     fetch_limits: FetchLimits = field(default_factory=FetchLimits)
     signer: Signer = field(default_factory=Signer)
     responses: ResponseStore = field(default_factory=ResponseStore)
+    built_in: str | None = None
 
     @cached_property
     def chat_format(self) -> ChatFormat:

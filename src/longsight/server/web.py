@@ -1,7 +1,11 @@
-"""The web page: static files of the package under /web/, the page itself at / for whoever asks for HTML."""
+"""The web page: static files of the package under /web/, the page itself at / for whoever asks for HTML.
+
+`web/` is ours; `vendor/` holds other people's libraries, which scripts/vendor_web.py copies there.
+"""
 
 from __future__ import annotations
 
+import mimetypes
 from pathlib import Path
 
 from starlette.datastructures import MutableHeaders
@@ -15,9 +19,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from longsight import __version__
 
 FILES = Path(__file__).parent / "web"
+VENDOR = Path(__file__).parent / "vendor"
+for _ending, _type in ((".js", "text/javascript"), (".mjs", "text/javascript"), (".woff2", "font/woff2")):
+    mimetypes.add_type(_type, _ending)  # whatever the system's own table says: with nosniff a wrong type is an error
 # The page loads nothing from elsewhere and is shown in nobody's frame. no-cache: a browser asks whether a file changed.
 HEADERS = {
-    "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "content-security-policy": (
+        "default-src 'self'; object-src 'none'; frame-src 'none'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
@@ -25,9 +35,11 @@ HEADERS = {
 
 
 def routes() -> list[BaseRoute]:
+    headers = [Middleware(PageHeaders)]
     return [
         Route("/", root),
-        Mount("/web", StaticFiles(directory=FILES), middleware=[Middleware(PageHeaders)]),
+        Mount("/web/vendor", StaticFiles(directory=VENDOR), middleware=headers),
+        Mount("/web", StaticFiles(directory=FILES), middleware=headers),
     ]
 
 

@@ -10,13 +10,15 @@ import { themeButton } from "./theme.js";
 const select = byId("model");
 const contexts = new Map(); // model id -> context length
 
-const scope = new Scope();
+const builtIns = new Map(); // model id -> the built-in model that it is, if it is one
+
+const scope = new Scope({ builtIn: () => builtIns.get(settings.model) });
 const chat = new Chat({
   contextLength: () => contexts.get(settings.model),
   openMicroscope(conversation) {
-    scope.setConversation(conversation);
     show("microscope");
-    byId("scope-run").focus();
+    scope.look(conversation);
+    byId("scope-stop").focus();
   },
 });
 
@@ -25,7 +27,11 @@ async function loadModels() {
   try {
     const { data } = await getJson("v1/models");
     contexts.clear();
-    for (const { id, context_length: length } of data) contexts.set(id, length);
+    builtIns.clear();
+    for (const { id, context_length: length, built_in: builtIn } of data) {
+      contexts.set(id, length);
+      if (builtIn) builtIns.set(id, builtIn);
+    }
     select.replaceChildren(...data.map(({ id }) => h("option", { value: id }, id)));
     if (!contexts.has(settings.model)) set("model", data[0]?.id ?? "");
     select.value = settings.model;

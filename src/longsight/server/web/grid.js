@@ -30,6 +30,7 @@ export class Grid {
     this.lanes = []; // {layer, group}, in the order of rows
     this.read = []; // of the chosen token: sorted blocks, row by row
     this.counts = []; // row by row: a Map of block -> how many tokens of the answer read it
+    this.marked = []; // blocks to point out, whoever reads them
     this.blocks = this.blockSize = 1;
     this.from = 0;
     this.to = 1;
@@ -55,6 +56,11 @@ export class Grid {
       const counts = this.counts[lane];
       for (const block of blocks) counts.set(block, (counts.get(block) ?? 0) + 1);
     });
+    this.draw();
+  }
+
+  mark(blocks) {
+    this.marked = blocks;
     this.draw();
   }
 
@@ -212,6 +218,7 @@ export class Grid {
     g.textBaseline = "middle";
     this.lanes.forEach((_, lane) => this.drawLane(g, lane, colours, style.color));
     this.drawAxis(g, style.color);
+    this.drawMarks(g, style.color);
     g.save();
     g.globalAlpha = 0.8;
     g.strokeStyle = style.color;
@@ -255,6 +262,25 @@ export class Grid {
     if (this.rowHeight >= 14 || group === 0) {
       g.fillStyle = text;
       g.fillText(label, 0, y + this.rowHeight / 2, this.gutter - 6);
+    }
+  }
+
+  /** A frame around each marked block, over all rows, and an arrow below it. */
+  drawMarks(g, colour) {
+    const bottom = this.lanes.length * this.rowHeight;
+    g.strokeStyle = g.fillStyle = colour;
+    g.lineWidth = 1.5;
+    for (const block of this.marked) {
+      const [a, b] = [this.x(block), this.x(block + 1)];
+      if (b < this.gutter || a > this.width) continue;
+      const half = Math.max(b - a, MIN_BAR + 2) / 2 + 1;
+      const middle = (a + b) / 2;
+      g.strokeRect(middle - half, 1, 2 * half, bottom - 2);
+      g.beginPath();
+      g.moveTo(middle, bottom);
+      g.lineTo(middle - 5, bottom + 8);
+      g.lineTo(middle + 5, bottom + 8);
+      g.fill();
     }
   }
 

@@ -1,166 +1,135 @@
-// A small part of Markdown as DOM nodes: headings, lists, quotes, code, bold, italics, links. All text is set as text,
-// so whatever a model writes stays text.
+// Markdown on the page: markdown-it and highlight.js in a worker, DOMPurify over what they made, KaTeX for formulas. Texts
+// come from a model and grow while they are shown, so the work is bounded: only the newest text of each answer is
+// formatted, the worker has a deadline, and what is beyond the budget is shown as plain text.
 
-import { copyButton, h } from "./dom.js";
+import { copyButton, eachFrame, h } from "./dom.js";
+import { drawFormulas } from "./formulas.js";
+import { pause, Slices } from "./slices.js";
+import DOMPurify from "./vendor/purify.mjs";
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)/;
-const HEADING = /^(#{1,6})\s+(.*)/;
-const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)/;
-const INLINE = /(`+)(?!`)(.+?)(?<!`)\1(?!`)|\*\*(?=\S)(.+?)(?<=\S)\*\*|\*(?=[^\s*])([^*\n]+?)(?<=\S)\*|\[([^\][\n]+)\]\(([^()\s]+)\)/;
-const PROTOCOLS = new Set(["http:", "https:", "mailto:"]);
+const FORMATTED = 300_000; // characters of an answer
+const DEADLINE = 2000; // milliseconds that the worker may take
+const REST = 2; // times as long as drawing took, the page is left alone
 
-/** Shows `text` in `container`. Blocks that have not changed since the last call stay as they are. */
-export function render(container, text) {
-  const blocks = split(text);
-  blocks.forEach((block, i) => {
-    const old = container.children[i];
-    if (old && old.source === block.source) return;
-    const element = build(block);
-    element.source = block.source;
-    if (old) old.replaceWith(element);
-    else container.append(element);
-  });
-  while (container.children.length > blocks.length) container.lastElementChild.remove();
-}
+const ALLOWED = {
+  ALLOWED_TAGS: [
+    ...["p", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "pre", "code", "span", "strong", "em", "s", "a", "br", "hr"],
+    ...["table", "thead", "tbody", "tr", "th", "td"],
+  ],
+  ALLOWED_ATTR: ["href", "class", "start"],
+  ALLOW_ARIA_ATTR: false,
+  ALLOW_DATA_ATTR: false,
+  ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
+  RETURN_DOM_FRAGMENT: true,
+};
+const CLASSES = /^(?:hljs[\w-]*|[\w-]+_|language-[\w+#.-]+|math|display|align-(?:left|right|center))$/;
 
-function split(text) {
-  const lines = text.split("\n");
-  const blocks = [];
-  for (let i = 0; i < lines.length; ) {
-    const start = i;
-    const fence = FENCE.exec(lines[i]);
-    const push = (kind, rest = {}) => blocks.push({ kind, lines: lines.slice(start, i), ...rest });
-    if (fence) {
-      i++;
-      while (i < lines.length && !lines[i].trim().startsWith(fence[1])) i++;
-      const code = lines.slice(start + 1, i).join("\n");
-      const closed = i < lines.length;
-      if (closed) i++;
-      push("code", { code, language: fence[2] });
-    } else if (!lines[i].trim()) {
-      i++;
-    } else if (HEADING.test(lines[i])) {
-      i++;
-      push("heading");
-    } else if (ITEM.test(lines[i])) {
-      i++;
-      // A list goes on with more items and with indented lines.
-      while (i < lines.length && (ITEM.test(lines[i]) || /^\s+\S/.test(lines[i]))) i++;
-      push("list");
-    } else if (lines[i].startsWith(">")) {
-      while (i < lines.length && lines[i].startsWith(">")) i++;
-      push("quote");
-    } else {
-      i++;
-      while (i < lines.length && lines[i].trim() && ![FENCE, HEADING, ITEM].some((r) => r.test(lines[i]))) i++;
-      push("paragraph");
-    }
-  }
-  for (const block of blocks) block.source = block.kind + block.lines.join("\n");
-  return blocks;
-}
+DOMPurify.addHook("afterSanitizeAttributes", (element) => {
+  for (const name of [...element.classList]) if (!CLASSES.test(name)) element.classList.remove(name);
+  if (element.localName !== "a") return;
+  element.target = "_blank";
+  element.rel = "noopener noreferrer";
+});
 
-function build(block) {
-  const [first] = block.lines;
-  switch (block.kind) {
-    case "code":
-      return codeBlock(block.code, block.language);
-    case "heading": {
-      const [, marks, text] = HEADING.exec(first);
-      return withInline(h("p", { class: "heading", role: "heading", "aria-level": Math.min(marks.length + 2, 6) }), text);
-    }
-    case "list":
-      return list(block.lines);
-    case "quote":
-      return withInline(h("blockquote"), block.lines.map((line) => line.replace(/^> ?/, "")).join("\n"));
-    default:
-      return withInline(h("p"), block.lines.join("\n"));
+/** The worker, one text at a time. */
+class Formatter {
+  #worker = null;
+
+  /** The blocks of the text; null if the worker did not manage in time. */
+  format(text) {
+    this.#worker ??= new Worker(new URL("./markdown-worker.js", import.meta.url), { type: "module" });
+    const worker = this.#worker;
+    return new Promise((resolve) => {
+      const end = (blocks) => {
+        clearTimeout(timer);
+        if (!blocks) {
+          worker.terminate();
+          this.#worker = null;
+        }
+        resolve(blocks);
+      };
+      let timer = setTimeout(() => end(null), 10 * DEADLINE); // it may still have to load
+      worker.onmessage = ({ data }) => {
+        if (data.blocks) end(data.blocks);
+        else {
+          clearTimeout(timer);
+          timer = setTimeout(() => end(null), DEADLINE);
+        }
+      };
+      worker.onerror = () => end(null);
+      worker.postMessage({ text });
+    });
   }
 }
 
-function codeBlock(code, language) {
-  const bar = h("div", { class: "bar" }, h("span", {}, language), copyButton(() => code));
-  return h("div", { class: "code" }, bar, h("pre", { tabindex: "0" }, h("code", {}, code)));
+const formatter = new Formatter();
+const slices = new Slices();
+const waiting = new Set(); // texts that have changed since they were drawn
+let working = false;
+
+async function work() {
+  if (working) return;
+  working = true;
+  for (const prose of waiting) {
+    waiting.delete(prose);
+    const text = prose.text;
+    const blocks = prose.plain ? null : await formatter.format(text.slice(0, FORMATTED));
+    prose.plain ||= !blocks;
+    const start = performance.now();
+    await prose.draw(blocks ?? [], blocks ? text.slice(FORMATTED) : text);
+    await pause(REST * (performance.now() - start));
+  }
+  working = false;
 }
 
-/** Nested by indentation. */
-function list(lines) {
-  const root = h("div", { class: "list" });
-  const open = [{ indent: -1, element: root, last: root }];
-  for (const line of lines) {
-    const item = ITEM.exec(line);
-    if (!item) {
-      withInline(open.at(-1).last, ` ${line.trim()}`);
-      continue;
-    }
-    const [, space, mark, text] = item;
-    const indent = space.length;
-    while (open.length > 1 && open.at(-1).indent > indent) open.pop();
-    if (open.at(-1).indent < indent) {
-      const numbered = /\d/.test(mark);
-      const element = h(numbered ? "ol" : "ul", numbered ? { start: parseInt(mark, 10) } : {});
-      open.at(-1).last.append(element);
-      open.push({ indent, element, last: element });
-    }
-    const top = open.at(-1);
-    top.last = withInline(h("li"), text);
-    top.element.append(top.last);
+/** One text in `container`, formatted. onDraw is called when it may have grown. */
+export class Prose {
+  constructor(container, onDraw = () => {}) {
+    Object.assign(this, { container, onDraw: eachFrame(onDraw), text: "", plain: false });
   }
-  return root;
+
+  show(text) {
+    if (text === this.text) return;
+    this.text = text;
+    waiting.add(this);
+    work();
+  }
+
+  /** Blocks that have not changed since the last call stay as they are. */
+  async draw(blocks, rest) {
+    const all = rest ? [...blocks, { text: rest }] : blocks;
+    for (const [i, block] of all.entries()) {
+      const old = this.container.children[i];
+      const source = block.html ?? `text:${block.text}`;
+      if (old?.source === source) continue;
+      await slices.turn();
+      const element = block.html === undefined ? h("p", { class: "plain" }, block.text) : build(block.html);
+      element.source = source;
+      if (old) old.replaceWith(element);
+      else this.container.append(element);
+      if (block.html) drawFormulas(element, this.onDraw);
+    }
+    while (this.container.children.length > all.length) this.container.lastElementChild.remove();
+    this.onDraw();
+  }
 }
 
-function withInline(parent, text) {
-  for (let rest = text; rest; ) {
-    const found = INLINE.exec(rest);
-    if (!found) {
-      parent.append(rest);
-      break;
-    }
-    const [whole, , code, bold, italic, label, address] = found;
-    parent.append(rest.slice(0, found.index));
-    if (code !== undefined) parent.append(h("code", {}, code));
-    else if (bold !== undefined) parent.append(withInline(h("strong"), bold));
-    else if (italic !== undefined) parent.append(withInline(h("em"), italic));
-    else parent.append(link(label, address) ?? whole);
-    rest = rest.slice(found.index + whole.length);
+/** The element of one block. */
+function build(html) {
+  const fragment = DOMPurify.sanitize(html, ALLOWED);
+  for (const pre of fragment.querySelectorAll("pre")) pre.replaceWith(codeBlock(pre));
+  for (const table of fragment.querySelectorAll("table")) {
+    const frame = h("div", { class: "table", tabindex: "0", role: "region", "aria-label": "Table" });
+    table.replaceWith(frame);
+    frame.append(table);
   }
-  return parent;
+  return fragment.firstElementChild ?? h("p");
 }
 
-function link(label, address) {
-  try {
-    if (!PROTOCOLS.has(new URL(address).protocol)) return null;
-  } catch {
-    return null; // relative, or no address at all
-  }
-  return h("a", { href: address, target: "_blank", rel: "noopener noreferrer" }, label);
-}
-
-/** JSON with line breaks and indentation, also while its end is still missing. */
-export function prettyJson(text) {
-  const out = [];
-  let depth = 0;
-  let inString = false;
-  let escaped = false;
-  let previous = "";
-  const newline = () => out.push("\n" + "  ".repeat(depth));
-  for (const c of text) {
-    if (inString) {
-      if (escaped) escaped = false;
-      else if (c === "\\") escaped = true;
-      else if (c === '"') inString = false;
-    } else {
-      if (/\s/.test(c)) continue;
-      const closes = c === "}" || c === "]";
-      const opened = previous === "{" || previous === "[";
-      if (closes) depth = Math.max(depth - 1, 0);
-      if (previous === "," || opened !== closes) newline();
-      if (c === "{" || c === "[") depth++;
-      if (c === '"') inString = true;
-      if (previous === ":") out.push(" ");
-    }
-    out.push(c);
-    previous = inString ? "" : c;
-  }
-  return out.join("");
+function codeBlock(pre) {
+  const code = pre.querySelector("code") ?? h("code", {}, pre.textContent);
+  const language = [...code.classList].find((name) => name.startsWith("language-"))?.slice("language-".length);
+  const source = code.textContent;
+  const bar = h("div", { class: "bar" }, h("span", {}, language ?? ""), copyButton(() => source));
+  return h("div", { class: "code" }, bar, h("pre", { tabindex: "0" }, code));
 }

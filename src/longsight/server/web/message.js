@@ -1,7 +1,8 @@
 // One message of the conversation on the page.
 
 import { copyButton, eachFrame, errorBox, grouped, h, progressBar } from "./dom.js";
-import { prettyJson, render } from "./markdown.js";
+import { prettyJson } from "./json.js";
+import { Prose } from "./markdown.js";
 
 export function userMessage(text) {
   return h("article", { class: "message user", "aria-label": "You" }, h("div", { class: "text plain" }, text));
@@ -20,6 +21,7 @@ export class AnswerView {
     this.summary = h("summary", {}, "Thinking");
     this.thinking = h("details", { class: "thinking", hidden: true }, this.summary, this.thought);
     this.text = h("div", { class: "text" });
+    this.prose = new Prose(this.text, onDraw);
     this.calls = h("div", { class: "calls" });
     this.after = h("div", {});
     this.footer = h("footer", { hidden: true });
@@ -59,7 +61,7 @@ export class AnswerView {
     this.thinking.hidden = !reasoning;
     this.thought.textContent = reasoning;
     this.summary.textContent = content || calls.length || this.ended ? "Thoughts" : "Thinking…";
-    render(this.text, content);
+    this.prose.show(content);
     calls.forEach((call, i) => {
       if (!this.cards[i]) this.calls.append((this.cards[i] = new CallCard()).element);
       this.cards[i].show(call);

@@ -17,8 +17,11 @@ const tooltip = byId("tooltip");
 const canvas = byId("grid");
 
 export class Scope {
-  constructor() {
+  /** builtIn() names the built-in model that is served, if it is one. */
+  constructor({ builtIn }) {
+    this.builtIn = builtIn;
     this.conversation = null; // {messages, tools, thinking} from the chat, in place of the text field
+    this.needle = null; // the example in the text field: {text, sentence, depth}
     this.tokens = [];
     this.chosen = -1;
     this.grid = new Grid(
@@ -35,7 +38,7 @@ export class Scope {
       this.run();
     });
     byId("scope-stop").addEventListener("click", () => this.abort?.abort());
-    byId("scope-needle").addEventListener("click", () => this.setText(needlePrompt(NEEDLE_CHARACTERS)));
+    byId("scope-needle").addEventListener("click", () => this.showNeedle());
     byId("scope-file").addEventListener("change", (event) => this.loadFile(event.target));
     byId("scope-drop").addEventListener("click", () => this.setConversation(null));
     byId("zoom-in").addEventListener("click", () => this.grid.zoomBy(0.5));
@@ -55,6 +58,14 @@ export class Scope {
     prompt.scrollTop = prompt.scrollHeight;
   }
 
+  showNeedle() {
+    // The embedded model converses; others are asked as the form says.
+    if (this.builtIn() === "embedded") form.elements.kind.value = "chat";
+    const needle = needlePrompt(NEEDLE_CHARACTERS, { chat: form.elements.kind.value === "chat" });
+    this.setText(needle.text);
+    this.needle = needle;
+  }
+
   async loadFile(field) {
     const [file] = field.files;
     if (file) this.setText(await file.text());
@@ -70,6 +81,14 @@ export class Scope {
     byId("scope-count").textContent = `The conversation, ${n} message${n === 1 ? "" : "s"}`;
   }
 
+  /** Looks at the answer to this conversation at once, whatever is looked at now. */
+  async look(conversation) {
+    this.abort?.abort();
+    await this.finished;
+    this.setConversation(conversation);
+    await this.run();
+  }
+
   request() {
     const body = {
       model: settings.model,
@@ -82,8 +101,18 @@ export class Scope {
     return { ...body, messages: [{ role: "user", content: prompt.value }] };
   }
 
-  async run() {
-    if (this.abort || (!this.conversation && !prompt.value)) return;
+  run() {
+    if (this.abort) return this.finished;
+    if (!this.conversation && !prompt.value) {
+      byId("scope-status").replaceChildren(h("p", { class: "note" }, "Write or open a text first, or take the needle example."));
+      prompt.focus();
+      return undefined;
+    }
+    this.finished = this.runNow();
+    return this.finished;
+  }
+
+  async runNow() {
     this.reset();
     const abort = (this.abort = new AbortController());
     const progress = progressBar("Reading");
@@ -116,6 +145,7 @@ export class Scope {
     strip.replaceChildren();
     byId("scope-result").hidden = true;
     byId("block-text").hidden = true;
+    byId("needle-note").hidden = byId("needle-legend").hidden = true;
     this.hover(null);
   }
 
@@ -127,6 +157,21 @@ export class Scope {
   start(event) {
     this.opening = event;
     this.texts = new BlockTexts(event.id);
+    if (this.needle && !this.conversation && prompt.value === this.needle.text) this.markNeedle(this.needle);
+  }
+
+  async markNeedle({ sentence, depth }) {
+    const { texts, opening } = this;
+    const blocks = Math.ceil(opening.prompt_tokens / opening.block_size);
+    let found = [];
+    try {
+      found = await texts.find(sentence, Math.floor(depth * blocks), blocks);
+    } catch {
+      // The texts cannot be had; the microscope's own errors say why.
+    }
+    if (texts !== this.texts || !found.length) return;
+    this.grid.mark(found);
+    if (this.chosen >= 0) this.listRead();
   }
 
   add(token) {
@@ -194,15 +239,28 @@ export class Scope {
             type: "button",
             "data-block": block,
             "aria-pressed": String(block === this.pinned),
+            class: this.grid.marked.includes(block) ? "marked" : null,
             title: `read in ${n} of ${lanes} layers and groups`,
             onclick: () => this.pin(block),
           },
           grouped(block),
           h("small", {}, ` ${n}/${lanes}`),
+          this.grid.marked.includes(block) ? " needle" : "",
         ),
       ),
     );
+    this.tellNeedle();
     if (list.length > LISTED) byId("read-list").append(h("span", { class: "note" }, `and ${list.length - LISTED} more`));
+  }
+
+  tellNeedle() {
+    const { marked, lanes } = this.grid;
+    byId("needle-note").hidden = byId("needle-legend").hidden = !marked.length;
+    if (!marked.length) return;
+    const names = marked.map(grouped).join(" and ");
+    const read = new Set(marked.flatMap((block) => this.grid.lanesOf(block))).size;
+    const place = `The needle lies in block${marked.length > 1 ? "s" : ""} ${names}.`;
+    byId("needle-note").textContent = `${place} This token read it in ${read} of ${lanes.length} layers and groups.`;
   }
 
   showRange(from, to) {
