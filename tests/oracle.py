@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from transformers.models.minimax_m3_vl.configuration_minimax_m3_vl import MiniMa
 from transformers.utils.logging import disable_progress_bar
 
 disable_progress_bar()
+
+# transformers 5.24 renamed the argument.
+CACHE = "cache" if "cache" in inspect.signature(m3.MiniMaxM3VLForCausalLM.forward).parameters else "past_key_values"
 
 VISION = {
     "hidden_size": 32,
@@ -110,6 +114,11 @@ def build_vision(config: dict[str, Any], seed: int = 0) -> Any:
 def save(model: Any, directory: Path, **kwargs: Any) -> Path:
     model.save_pretrained(directory, **kwargs)
     return directory
+
+
+def cached(cache: object) -> dict[str, Any]:
+    """Arguments of a transformers model, or of its `generate`, that make it use this cache."""
+    return {"use_cache": True, CACHE: cache}
 
 
 @dataclass

@@ -29,6 +29,7 @@ from longsight.hf.training import Trace
 from longsight.ops import UnsupportedError
 from longsight.ops.training import choose
 from longsight.train.batch import IGNORED
+from oracle import cached
 from tiny_hf import SIZES, dense_model, write_byte_tokenizer, write_dense_checkpoint
 
 BLOCK, TOPK = 16, 3
@@ -161,14 +162,14 @@ def test_long_texts_follow_the_formula(converted: Converted) -> None:
     assert (want - logits(converted.dense, ids)).abs().max() > 0.1, "sparse: the masks hide something that matters"
     torch.testing.assert_close(logits(converted.model, ids), want, rtol=0, atol=TOLERANCE)
     stepped = PagedCache()
-    pieces = [logits(converted.model, part, use_cache=True, past_key_values=stepped) for part in ids.split(19, 1)]
+    pieces = [logits(converted.model, part, **cached(stepped)) for part in ids.split(19, 1)]
     torch.testing.assert_close(torch.cat(pieces, 1), want, rtol=0, atol=TOLERANCE)
 
 
 def test_generate_runs_over_pages(converted: Converted) -> None:
     ids, cache = tokens(90), DynamicCache(config=converted.model.config)
     made = converted.model.generate(
-        ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=20, do_sample=False,
+        ids, attention_mask=torch.ones_like(ids), **cached(cache), max_new_tokens=20, do_sample=False,
         eos_token_id=None, pad_token_id=256,
     )  # fmt: skip
     for layer in cache.layers:

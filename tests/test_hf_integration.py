@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 from transformers.models.llama import LlamaConfig, LlamaForCausalLM
-from transformers.models.minimax_m3_vl import modeling_minimax_m3_vl as m3
 
 import longsight.hf
 import oracle
@@ -24,6 +23,7 @@ from longsight.hf import PagedCache
 from longsight.hf.cache import PagedLayer
 from longsight.hf.tables import PageTables
 from longsight.ops import UnsupportedError
+from oracle import cached
 from tiny_hf import write_byte_tokenizer
 
 TOLERANCE = 5e-5  # fp32 logits of rms about 1.4
@@ -71,7 +71,7 @@ def logits(model: Any, tokens: Tensor, **kwargs: Any) -> Tensor:
 
 def in_steps(model: Any, tokens: Tensor, sizes: list[int], cache: Any, **kwargs: Any) -> Tensor:
     """Logits [T, V] of one sequence fed in pieces."""
-    parts = [logits(model, piece, use_cache=True, past_key_values=cache, **kwargs) for piece in tokens.split(sizes)]
+    parts = [logits(model, piece, **cached(cache), **kwargs) for piece in tokens.split(sizes)]
     return torch.cat(parts)
 
 
@@ -136,7 +136,7 @@ def test_padding_changes_nothing(ours: Any, side: str) -> None:
         at = slice(203 - len(row), None) if side == "left" else slice(len(row))
         mask[i, at], batch[i, at] = 1, row
     cache = PagedCache()
-    padded = logits(ours, batch, attention_mask=mask, use_cache=True, past_key_values=cache)
+    padded = logits(ours, batch, attention_mask=mask, **cached(cache))
     for i, row in enumerate(rows):
         torch.testing.assert_close(padded[i][mask[i].bool()], logits(ours, row), rtol=0, atol=TOLERANCE)
     # One more token each: position ids as `generate` computes them.
@@ -145,7 +145,7 @@ def test_padding_changes_nothing(ours: Any, side: str) -> None:
     positions = mask.sum(1, keepdim=True)
     if side == "left":
         positions = torch.full((3, 1), 203)  # the prompt's own positions counted padding too
-    after = logits(ours, more, attention_mask=longer, position_ids=positions, use_cache=True, past_key_values=cache)
+    after = logits(ours, more, attention_mask=longer, position_ids=positions, **cached(cache))
     for i, row in enumerate(rows):
         alone = logits(ours, torch.cat((row, more[i])))
         torch.testing.assert_close(after[i, 0], alone[-1], rtol=0, atol=TOLERANCE)
@@ -176,11 +176,11 @@ def test_generate_gives_stocks_tokens(ours: Any, how: dict[str, Any]) -> None:
 def test_a_second_turn_goes_on_from_the_first(ours: Any) -> None:
     cache, options = DynamicCache(config=ours.config), {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0}
     first = prompt(100)[None]
-    said = ours.generate(first, attention_mask=torch.ones_like(first), past_key_values=cache, **options)
+    said = ours.generate(first, attention_mask=torch.ones_like(first), **cached(cache), **options)
     branch = copy.deepcopy(cache)
     for seed, kept in ((1, cache), (2, branch)):
         more = torch.cat((said, prompt(30, seed=seed)[None]), 1)
-        reused = ours.generate(more, attention_mask=torch.ones_like(more), past_key_values=kept, **options)
+        reused = ours.generate(more, attention_mask=torch.ones_like(more), **cached(kept), **options)
         afresh = ours.generate(more, attention_mask=torch.ones_like(more), **options)
         assert reused.tolist() == afresh.tolist()
 
@@ -217,7 +217,7 @@ def test_cropping_forgets_and_goes_on(ours: Any) -> None:
 def test_cropping_a_padded_step_keeps_count_of_the_padding(ours: Any) -> None:
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]])
     cache = PagedCache()
-    logits(ours, torch.full((2, 5), 9), attention_mask=mask, use_cache=True, past_key_values=cache)
+    logits(ours, torch.full((2, 5), 9), attention_mask=mask, **cached(cache))
     cache.crop(-2)
     assert cache.get_seq_length() == 3
     assert cache.layers[0].lengths == (1, 3)
@@ -274,12 +274,12 @@ def test_gradients_equal_stocks(ours: Any, use_cache: bool) -> None:
 
 def test_a_training_step_may_start_a_cache_but_not_go_on_from_one(ours: Any) -> None:
     tokens, cache = prompt(60), PagedCache()
-    ours(tokens[None], past_key_values=cache, use_cache=True)
+    ours(tokens[None], **cached(cache))
     torch.testing.assert_close(
         in_steps(ours, tokens[:40], [40], cache), logits(ours, torch.cat((tokens, tokens[:40])))[60:], rtol=0, atol=1e-4
     )
     with pytest.raises(UnsupportedError, match="gradients do not reach"):
-        ours(tokens[None], past_key_values=cache, use_cache=True)
+        ours(tokens[None], **cached(cache))
 
 
 def test_the_vision_language_class_runs(ours: Any) -> None:
@@ -296,12 +296,6 @@ def test_the_vision_language_class_runs(ours: Any) -> None:
         outer.set_attn_implementation("eager")
         again = outer.model.get_image_features(patches, grid).pooler_output
     torch.testing.assert_close(seen[0], again[0], rtol=0, atol=TOLERANCE)
-
-
-def test_other_models_are_untouched() -> None:
-    assert m3.MiniMaxM3VLAttention.forward.__wrapped__ is not None
-    longsight.hf.register()
-    assert not hasattr(m3.MiniMaxM3VLAttention.forward.__wrapped__, "__wrapped__")
 
 
 def llama() -> Any:
@@ -325,20 +319,20 @@ def test_what_cannot_be_sparse_is_refused(ours: Any) -> None:
     with pytest.raises(UnsupportedError, match=r"shows \[5\] past tokens, but there is no cache"):
         logits(ours, tokens, attention_mask=torch.ones(1, 25))
     with pytest.raises(UnsupportedError, match="StaticLayer, of a kind it cannot replace"):
-        logits(ours, tokens, use_cache=True, past_key_values=StaticCache(ours.config, max_cache_len=32))
+        logits(ours, tokens, **cached(StaticCache(ours.config, max_cache_len=32)))
     filled = DynamicCache(config=ours.config)
     with stock(ours):
-        logits(ours, tokens, use_cache=True, past_key_values=filled)
+        logits(ours, tokens, **cached(filled))
     with pytest.raises(UnsupportedError, match="already filled"):
-        logits(ours, tokens, use_cache=True, past_key_values=filled)
+        logits(ours, tokens, **cached(filled))
     cache = PagedCache()
-    logits(ours, tokens, use_cache=True, past_key_values=cache)
+    logits(ours, tokens, **cached(cache))
     hidden = torch.ones(1, 21, dtype=torch.int64)
     hidden[0, :4] = 0
     with pytest.raises(UnsupportedError, match=r"shows \[16\] past tokens, the cache holds \[20\]"):
-        logits(ours, tokens[:1], attention_mask=hidden, use_cache=True, past_key_values=cache)
+        logits(ours, tokens[:1], attention_mask=hidden, **cached(cache))
     with pytest.raises(UnsupportedError, match="a batch of 2 sequences for a cache of 1"):
-        logits(ours, tokens[:1].expand(2, 1), use_cache=True, past_key_values=cache)
+        logits(ours, tokens[:1].expand(2, 1), **cached(cache))
     half = oracle.build(CONFIG).half()
     half.set_attn_implementation("longsight")
     with pytest.raises(UnsupportedError, match="float16"):

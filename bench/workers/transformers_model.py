@@ -10,6 +10,7 @@ peak of physical memory above what was held before the first prefill.
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 from transformers.models.minimax_m3_vl import modeling_minimax_m3_vl as m3
 from transformers.models.minimax_m3_vl.configuration_minimax_m3_vl import MiniMaxM3VLTextConfig
 
@@ -28,6 +30,8 @@ HEADS, KV_HEADS, DIM, ROTARY, LAYERS, HIDDEN, VOCAB = 16, 1, 128, 64, 2, 512, 10
 IMPLEMENTATION = {"ours": "longsight", "stock": "sdpa"}
 LAST = 64  # rows of logits that are compared
 DECODED = 8
+# transformers 5.24 renamed the argument.
+CACHE = "cache" if "cache" in inspect.signature(m3.MiniMaxM3VLForCausalLM.forward).parameters else "past_key_values"
 
 
 def build(side: str, dtype: torch.dtype) -> Any:
@@ -85,15 +89,15 @@ def main(arguments: list[str]) -> None:
     for i in range(int(repeats)):
         chosen.clear()
         start = time.perf_counter()
-        out = model(tokens, use_cache=True, logits_to_keep=LAST, **watching)
+        cache = DynamicCache(config=model.config)
+        out = model(tokens, **{CACHE: cache}, use_cache=True, logits_to_keep=LAST, **watching)
         prefill.append(time.perf_counter() - start)
         if i == 0:
             extra = peak_rss() - before
             torch.save({"logits": out.logits[0], "ids": torch.stack(chosen)}, path)
-        cache = out.past_key_values
         for _ in range(DECODED):
             start = time.perf_counter()
-            model(tokens[:, :1], use_cache=True, past_key_values=cache)
+            model(tokens[:, :1], **{CACHE: cache}, use_cache=True)
             decode.append(time.perf_counter() - start)
         del out, cache
     print(json.dumps({"prefill_s": prefill, "decode_s": decode, "extra_bytes": extra}))

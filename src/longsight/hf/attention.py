@@ -94,9 +94,10 @@ def forward(
     branches: Branches,
     hidden_states: Tensor,
     position_embeddings: tuple[Tensor, Tensor],
-    attention_mask: object,
-    past_key_values: Cache | None,
+    attention_mask: object = None,
+    cache: Cache | None = None,
     *,
+    past_key_values: Cache | None = None,
     position_ids: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
     on_select: OnSelect | None = None,
@@ -104,23 +105,25 @@ def forward(
 ) -> tuple[Tensor, None]:
     """What an attention module of transformers returns: its output [B, T, C], and no weights.
 
-    attention_mask: what rows.mask_function made, or None for a step without padding. Raises UnsupportedError for masks
-    of another kind, for attention dropout, and where gradients are wanted through a cache.
+    attention_mask: what rows.mask_function made, or None for a step without padding. cache: past_key_values is the name
+    it has before transformers 5.24. Raises UnsupportedError for masks of another kind, for attention dropout, and where
+    gradients are wanted through a cache.
     """
     module = branches.module
+    cache = past_key_values if cache is None else cache
     if module.training and module.attention_dropout:
         raise UnsupportedError(f"attention_dropout {module.attention_dropout} in training: longsight has no dropout")
     rows = _rows(attention_mask, hidden_states)
     tables = row_tables(branches, rows, position_embeddings)
     x = rows.tokens(hidden_states)
     counts = rows.counts
-    if past_key_values is None:
+    if cache is None:
         if any(rows.past or ()):
             raise UnsupportedError(f"attention_mask shows {list(rows.past or ())} past tokens, but there is no cache")
         counts = document_lengths(rows, position_ids, cu_seq_lens_q)
     elif cu_seq_lens_q is not None:
         raise UnsupportedError("cu_seq_lens_q packs documents into one row, which a cache cannot hold: use_cache=False")
-    layer = None if past_key_values is None else paged_layer(past_key_values, module.layer_idx)
+    layer = None if cache is None else paged_layer(cache, module.layer_idx)
     see = None if on_select is None else _see(on_select, module.layer_idx)
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in module.parameters())):
         out = _with_gradients(branches, x, tables, counts, rows, layer, see)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from longsight.hf.attention import Branches, forward
 from longsight.hf.training import Trace, traced_forward
@@ -73,13 +72,13 @@ class SparseAttention(nn.Module):
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
-        attention_mask: object = None,
-        past_key_values: Cache | None = None,
+        *args: Any,
         trace: Trace | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """[B, T, C] -> [B, T, C]. With `trace` the step is one of training and what it measures goes there."""
+        """[B, T, C] -> [B, T, C]. With `trace` the step is one of training and what it measures goes there; without,
+        further arguments are those of attention.forward."""
         branches = Branches(self, self.indexer, self.indexer.block_size)
         if trace is not None:
             return traced_forward(branches, hidden_states, position_embeddings, trace), None
-        return forward(branches, hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+        return forward(branches, hidden_states, position_embeddings, *args, **kwargs)

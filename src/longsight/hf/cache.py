@@ -187,8 +187,9 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class PagedCache(Cache):  # type: ignore[misc]
-    """A cache of pages for `generate(past_key_values=...)`; a fresh DynamicCache becomes one by itself.
+    """A cache of pages for `generate(cache=...)`; a fresh DynamicCache becomes one by itself.
 
+    The argument's name before transformers 5.24 is past_key_values.
     max_tokens: tokens per sequence to take memory for at once, so that not even a full pool is ever copied.
     """
 

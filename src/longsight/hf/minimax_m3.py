@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.minimax_m3_vl import modeling_minimax_m3_vl as m3
 
@@ -31,23 +30,14 @@ def register() -> None:
 
 
 @wraps(_stock)
-def with_longsight(
-    self: Any,
-    hidden_states: Tensor,
-    position_embeddings: tuple[Tensor, Tensor],
-    attention_mask: object = None,
-    past_key_values: Cache | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """M3's attention: the stock code unless the model asks for "longsight"."""
+def with_longsight(self: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """M3's attention: the stock code, called as it would have been, unless the model asks for "longsight"."""
     if self.config._attn_implementation != NAME:
-        out: tuple[Tensor, Tensor | None] = _stock(
-            self, hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs
-        )
+        out: tuple[Tensor, Tensor | None] = _stock(self, *args, **kwargs)
         return out
     branches = Branches(self, self.indexer, self.config.index_block_size)
     check_heads(self, self.config)
-    return forward(branches, hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+    return forward(branches, *args, **kwargs)
 
 
 def check_heads(module: Any, config: Any) -> None:
