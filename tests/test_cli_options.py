@@ -76,7 +76,7 @@ def test_the_missing_extra_for_traces_is_named(
     assert main(["serve", "--port", "0", "--otel", "http://127.0.0.1:4318"]) == 1
     assert capsys.readouterr().err == (
         "longsight: error: this command needs opentelemetry, which is not installed; "
-        "try: pip install 'longsight[otel]'\n"
+        f"try: {sys.executable} -m pip install 'longsight-engine[otel]'\n"
     )
 
 
@@ -86,7 +86,8 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert main(["serve", "--port", "0"]) == 1
     assert capsys.readouterr().err == (
-        "longsight: error: this command needs jinja2, which is not installed; try: pip install 'longsight[server]'\n"
+        "longsight: error: this command needs jinja2, which is not installed; "
+        f"try: {sys.executable} -m pip install 'longsight-engine[server]'\n"
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from longsight import __version__
 from longsight.cli.parser import OptionError, Parser
+from longsight.extras import EXTRA_OF, install_command
 
 COMMANDS = ("serve", "generate", "train", "tokenize", "eval", "convert", "keys", "usage", "cost", "demo")
 DESCRIPTION = """\
@@ -31,14 +32,6 @@ MiniMax-M3-style models with exact sparse attention, on the hardware you have.
 
 `longsight COMMAND --help` explains each command with examples.
 """
-
-# Modules that only some commands need, and what installs them.
-SERVER, DEMO, EVAL = "longsight[server]", "longsight[demo]", "longsight[eval]"
-EXTRAS = {"starlette": SERVER, "uvicorn": SERVER, "pydantic": SERVER, "jinja2": SERVER, "anyio": SERVER}
-EXTRAS |= {"python_multipart": SERVER, "sqlalchemy": SERVER, "httpx": SERVER}
-EXTRAS |= {"prometheus_client": SERVER, "opentelemetry": "longsight[otel]"}
-EXTRAS |= {"openai": DEMO, "matplotlib": DEMO, "scipy": EVAL, "transformers": "longsight[hf]"}
-EXTRAS |= {"tensorboard": "longsight[train]"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,8 +86,8 @@ def _one_line(error: Exception, args: argparse.Namespace) -> str | None:
     if isinstance(error, LongsightError | OSError):
         return _with_option(error, " ".join(str(error).split()), args)
     missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    if missing in EXTRAS:
-        return f"this command needs {missing}, which is not installed; try: pip install '{EXTRAS[missing]}'"
+    if missing in EXTRA_OF:
+        return f"this command needs {missing}, which is not installed; try: {install_command(EXTRA_OF[missing])}"
     return None
 
 

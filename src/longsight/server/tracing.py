@@ -1,6 +1,6 @@
 """OpenTelemetry traces: a span per request, and in it one per stage, written when the request has ended.
 
-The library is imported only when traces are asked for (`pip install 'longsight[otel]'`).
+The library is imported only when traces are asked for (the extra `otel`).
 """
 
 from __future__ import annotations

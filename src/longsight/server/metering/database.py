@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
+from longsight.extras import install_command
 from longsight.server.metering.errors import LedgerError
 from longsight.server.metering.tables import SCHEMA_VERSION, meta, metadata
 
@@ -32,7 +33,7 @@ def open_database(where: str, *, read_only: bool = False) -> Engine:
         engine = _sqlite(url, read_only) if url.get_backend_name() == "sqlite" else _postgres(url)
     except ModuleNotFoundError as error:
         raise LedgerError(
-            f"the ledger {name} needs {error.name}, which is not installed; try: pip install 'longsight[postgres]'"
+            f"the ledger {name} needs {error.name}, which is not installed; try: {install_command('postgres')}"
         ) from error
     try:
         with engine.begin() as connection:
