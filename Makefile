@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= cpu
 SETUP  := $(PYTHON) scripts/setup.py --torch $(TORCH)
 
-.PHONY: demo test bench check lock canary clean setup setup-demo
+.PHONY: demo test bench check lock canary wheel clean setup setup-demo
 
 # Read about a million tokens of real text and answer from the middle. N=131072 for a quick one, TEXT=file for your own.
 demo: setup-demo
@@ -41,6 +41,10 @@ lock: setup
 # Run the tests with every package as new as its bound allows, and name what broke and by which package.
 canary: setup
 	$(BIN)/python scripts/canary.py $(TESTS)
+
+# dist/: the sdist, and from it a wheel for every Python and any Linux with glibc 2.31 or newer.
+wheel: setup
+	$(BIN)/python scripts/wheel.py
 
 clean:
 	rm -rf $(VENV) .canary build dist demo-out

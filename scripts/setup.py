@@ -3,6 +3,8 @@
     python3 scripts/setup.py demo               # what `make demo` needs
     python3 scripts/setup.py dev                # everything: tests, benches, linters
     python3 scripts/setup.py dev --torch cuda   # with PyTorch's CUDA build
+    LONGSIGHT_VENV=/opt/longsight python3 scripts/setup.py server --from .
+                                                # an installation that does not need the checkout any more
 
 Needs Python 3.11 or newer with the venv module, and a C++ compiler. Uses the standard library only: it runs before
 anything is installed. uv does the work, because it takes hashes from a constraints file, pins build requirements too,
@@ -43,12 +45,19 @@ def main() -> None:
         help="PyTorch's build: cpu (default; no CUDA packages), cuda (for this machine's driver), "
         "index (whatever the configured package index has)",
     )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="PATH",
+        type=Path,
+        help="install this wheel, sdist or source tree; default: this checkout, editable",
+    )
     arguments = parser.parse_args()
     try:
         create()
         forget_other_locks(arguments.torch)
         install_torch(arguments.torch)
-        install_checkout(arguments.extra)
+        install_longsight(arguments.extra, arguments.source)
     except subprocess.CalledProcessError as error:
         command = " ".join(str(part) for part in error.cmd)
         sys.exit(f"setup: `{command}` failed (exit {error.returncode}); its message is above")
@@ -99,15 +108,17 @@ def install_torch(build: str) -> None:
         uv(*torch)
 
 
-def install_checkout(extra: str) -> None:
-    """This checkout, editable, with an extra's packages as locked, the tools that build the kernels included."""
+def install_longsight(extra: str, source: Path | None) -> None:
+    """This checkout, editable, or a copy of `source`; an extra's packages and what builds the kernels as locked."""
     stamp = VENV / f".installed-{extra}"
     newest = max(path.stat().st_mtime for path in [LOCK, MARK, *SOURCES])
-    if stamp.exists() and stamp.stat().st_mtime > newest:
+    if source is None and stamp.exists() and stamp.stat().st_mtime > newest:
         return
+    what = ("--editable", f"{ROOT}[{extra}]") if source is None else (f"{source.resolve(strict=True)}[{extra}]",)
     locked = ("--constraint", LOCK, "--build-constraint", LOCK)
-    uv("pip", "install", *locked, "--reinstall-package", "longsight-engine", "--editable", f"{ROOT}[{extra}]")
-    stamp.touch()
+    uv("pip", "install", *locked, "--reinstall-package", "longsight-engine", *what)
+    if source is None:
+        stamp.touch()
 
 
 def uv_offers(*arguments: object) -> bool:
