@@ -1,10 +1,10 @@
-"""Build `dist/`: the sdist, and from that sdist a wheel, with everything that the build takes as `locks/python.txt` says.
+"""Build `dist/`: the sdist, and a wheel from that sdist, with build tools at the versions in `locks/python.txt`.
 
     make wheel
     .venv/bin/python scripts/wheel.py --out DIR
 
-The wheel has the kernels for every instruction set and no code for one Python version: one file for all of them. On Linux
-auditwheel looks at which symbols of the C library the kernels use, and gives the wheel the manylinux tag that says so.
+The wheel has the kernels for every instruction set and no code for one Python version: one file for all of them. On
+Linux auditwheel finds which symbols of the C library the kernels use, and gives the wheel the manylinux tag for them.
 """
 
 from __future__ import annotations
