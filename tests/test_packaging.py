@@ -82,8 +82,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other machines have the generic kernels only")
 def test_the_kernels_are_for_every_instruction_set(wheel: Path) -> None:
-    sets = [path.stem.removeprefix("isa_") for path in (ROOT / "csrc").glob("isa_*.cpp")]
-    assert {"generic", "avx2", "avx512", "avx512_bf16"} <= set(sets)
+    sets = ("generic", "avx2", "avx512", "avx512_bf16")
     with zipfile.ZipFile(wheel) as archive:
         library = archive.read("longsight/ops/liblongsight_kernels.so")
     assert [name for name in sets if name.encode() not in library] == []
