@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 from transformers.models.llama import LlamaConfig, LlamaForCausalLM
 
-import longsight.hf
 import oracle
 from longsight.hf import PagedCache
 from longsight.hf.cache import PagedLayer
