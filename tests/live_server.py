@@ -20,7 +20,9 @@ from longsight.model import Model
 from longsight.server.access import Sink
 from longsight.server.app import create_app
 from longsight.server.listen import listen
+from longsight.server.proxy import TrustedProxies
 from longsight.server.service import Service, Tokenizer
+from longsight.server.tls import Tls
 
 TEMPLATE = "{{ messages | map(attribute='content') | join('\n') }}"
 
@@ -63,6 +65,9 @@ def live_server(
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     tokenizer: Tokenizer | None = None,
     sinks: Sequence[Sink] = (),
+    root_path: str = "",
+    trusted_proxies: TrustedProxies | None = None,
+    tls: Tls | None = None,
     **service_options: Any,
 ) -> Iterator[LiveServer]:
     model = model or LookupModel()
@@ -79,15 +84,24 @@ def live_server(
     driver = EngineDriver(engine, max_queue=max_queue)
     chat_template = ChatTemplate(template) if template is not None else None
     service = Service(driver, tokenizer, "tiny", chat_template, **service_options)
+    app = create_app(service, sinks, root_path=root_path, trusted_proxies=trusted_proxies)
     server = uvicorn.Server(
-        uvicorn.Config(wrap(create_app(service, sinks)), log_level="critical", lifespan="off", ws="none")
+        uvicorn.Config(
+            wrap(app),
+            log_level="critical",
+            lifespan="off",
+            ws="none",
+            proxy_headers=False,
+            **(tls.options() if tls else {}),
+        )
     )
     listener = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
         wait_for(lambda: server.started)
-        yield LiveServer(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, model, service)
+        scheme = "https" if tls else "http"
+        yield LiveServer(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", engine, model, service)
     finally:
         server.should_exit = True
         thread.join(10)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +16,10 @@ import pytest
 from fake_model import FakeModel
 from live_server import live_server, wait_for
 from longsight.server import logs
+from longsight.server.keys import KeyStore, NewKey
+from longsight.server.stored_keys import StoredKeys
 
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"  # RFC 3339
 SENTINEL = "ShibbolethOfEphraim"
 
 
@@ -56,6 +61,7 @@ def test_one_json_line_per_request(lines: io.StringIO) -> None:
         "path": "/v1/completions",
         "status": 200,
         "request_id": answer.headers["x-request-id"],
+        "client": "127.0.0.1",
         "key": "anonymous",
         "retry": 1,
         "model": "tiny",
@@ -78,9 +84,11 @@ def test_text_lines(lines: io.StringIO) -> None:
         httpx.get(f"{server.url}/health")
         wait_for(lambda: lines.getvalue().count("request_id=") == 2)
     first, second = [line for line in lines.getvalue().splitlines() if "request_id=" in line]
-    assert first.startswith("longsight: INFO: request method=POST path=/v1/completions status=200 request_id=req_")
+    begins = "longsight: INFO: request method=POST path=/v1/completions status=200 request_id=req_"
+    assert re.match(f"{TIME} {begins}", first)
+    assert " client=127.0.0.1 key=anonymous " in first
     assert " completion_tokens=4 " in first
-    assert second.startswith("longsight: DEBUG: request method=GET path=/health status=200")
+    assert re.match(f"{TIME} longsight: DEBUG: request method=GET path=/health status=200", second)
 
 
 def test_warnings_only(lines: io.StringIO) -> None:
@@ -101,6 +109,7 @@ def test_no_word_of_a_request_is_written_down(lines: io.StringIO, form: logs.For
 
     failing = False
     headers = {"authorization": f"Bearer {SENTINEL}", "x-api-key": SENTINEL, "cookie": SENTINEL, SENTINEL: SENTINEL}
+    headers |= {"x-forwarded-for": SENTINEL, "forwarded": f'for="{SENTINEL}"', "x-forwarded-proto": SENTINEL}
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": f'{{"a": "{SENTINEL}"}}'}}
     chat = {"model": "tiny", "messages": [{"role": "user", "content": SENTINEL}], "max_tokens": 3}
     with (
@@ -158,3 +167,41 @@ def test_messages_that_tell_of_the_machine_are_kept(lines: io.StringIO) -> None:
     assert entry["traceback"].endswith("OSError: the disk is full")
     assert "ValueError: (message withheld" in entry["traceback"]
     assert SENTINEL not in entry["traceback"]
+
+
+@pytest.mark.parametrize("form", logs.FORMATS)
+def test_a_known_key_is_named_whatever_became_of_its_request(
+    lines: io.StringIO, form: logs.Format, tmp_path: Path
+) -> None:
+    """Refused by the path's scope, by the model, disabled and expired: each line says whose key it was."""
+    store = KeyStore(str(tmp_path / "keys.db"), create=True)
+    made = {
+        name: store.create(NewKey(name, **options))
+        for name, options in {
+            "the reader": {"scopes": ("files",)},
+            "other model": {"models": ("else",)},
+            "disabled": {},
+            "expired": {"expires": 1},
+        }.items()
+    }
+    store.disable(made["disabled"][0].id)
+    configure(lines, form, "info")
+    with live_server(sinks=[logs.AccessLog()], authenticator=StoredKeys(store)) as server:
+        statuses = [
+            httpx.post(f"{server.url}/v1/completions", json=body(), headers={"x-api-key": secret}).status_code
+            for _, secret in made.values()
+        ]
+        assert statuses == [403, 403, 401, 401]
+        assert httpx.post(f"{server.url}/v1/completions", headers={"x-api-key": "nobody's"}).status_code == 401
+        wait_for(lambda: lines.getvalue().count("req_") == 5)
+    written = lines.getvalue().splitlines()
+    for line, (name, (key, secret)) in zip(written, made.items(), strict=False):
+        if form == "json":
+            assert (json.loads(line)["key"], json.loads(line)["key_name"]) == (key.id, name)
+        else:
+            assert f" key={key.id} " in line
+            assert f" key_name={json.dumps(name) if ' ' in name else name}" in line
+        assert secret.rpartition("_")[2] not in line
+    assert "anonymous" in written[4]
+    assert "key_name" not in written[4]
+    store.close()

@@ -14,14 +14,13 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from longsight.cli.listening import Urls, add_listen_arguments, host_name, tls_of
 from longsight.cli.metering import add_metering_arguments, open_meter
-from longsight.cli.numbers import byte_size, http_url, port, positive, seconds
+from longsight.cli.numbers import byte_size, http_url, positive, seconds
 from longsight.cli.options import Loaded, add_engine_arguments, add_model_arguments, build_engine, load, model_path
 from longsight.cli.paths import KEY_SCHEMES, Database, InputFile, OutputDirectory, OutputFile
 
 if TYPE_CHECKING:
-    import socket
-
     from longsight.engine import Engine
     from longsight.server.auth import Authenticator
     from longsight.server.limits import Limits
@@ -52,6 +51,7 @@ looking at what the model reads, at /.
 log = logging.getLogger("longsight")
 LEVELS = ("debug", "info", "warning", "error")
 BUILT_IN_ID = "longsight"
+DOCS = "docs/ in the repository: clients.md, web.md, limits.md, operations.md"
 # Of an answer whose request doesn't say. The constructed model never ends one, and a small model may miss the end.
 CHAT_MAX_TOKENS, BUILT_IN_MAX_TOKENS = 131_072, 4096
 
@@ -65,8 +65,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_arguments(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
-    parser.add_argument("--port", type=port, default=8000, help="port to listen on (default 8000; 0 = any free one)")
+    add_listen_arguments(parser)
     parser.add_argument(
         "--model-id", metavar="NAME", help="the model's name in requests; default: its directory's, or 'longsight'"
     )
@@ -134,7 +133,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--allow-url-host",
         action="append",
         default=[],
-        type=str.lower,
+        type=lambda text: host_name(text).lower(),
         metavar="HOST",
         help="fetch by URL from this host whatever its address is; may be given several times",
     )
@@ -179,12 +178,15 @@ def run(args: argparse.Namespace) -> int:
     from longsight.server.file_store import FileStore
     from longsight.server.gate import RateGate
     from longsight.server.listen import listen
+    from longsight.server.proxy import LOOPBACK, TrustedProxies, check_root_path
     from longsight.server.run import SHUTDOWN_SECONDS, Server
     from longsight.server.service import Service
     from longsight.server.signing import Signer
     from longsight.server.tracing import Tracer
 
     logs.configure(args.log_format, args.log_level)
+    tls, root_path = tls_of(args), check_root_path(args.root_path)
+    proxies = TrustedProxies.parse(LOOPBACK if args.forwarded_allow_ips is None else args.forwarded_allow_ips)
     tracer = Tracer.to(args.otel) if args.otel else None
     sinks: list[Sink] = [logs.AccessLog(), *([tracer] if tracer else [])]
     authenticator, limits = build_authenticator(args), load_limits(args)
@@ -226,13 +228,15 @@ def run(args: argparse.Namespace) -> int:
             signer=signer,
             built_in=(args.model or EMBEDDED) if built_in else None,
         )
-        announce(listener, model_id, loaded, engine, as_text=args.log_format == "text")
+        urls = Urls.of(listener, tls=tls is not None, root_path=root_path)
+        announce(urls, model_id, loaded, engine, as_text=args.log_format == "text")
         if authenticator is None and not args.host.startswith("127.") and args.host not in ("localhost", "::1"):
             log.warning(f"anyone who reaches {args.host} may use this server; --auth or --api-key asks for a key")
         if warning := limits.floor_warning(engine.max_model_len):
             log.warning(warning)
         try:
-            server = Server(create_app(service, sinks), driver, drain_seconds=args.drain_seconds)
+            app = create_app(service, sinks, trusted_proxies=proxies, root_path=root_path)
+            server = Server(app, driver, drain_seconds=args.drain_seconds, tls=tls)
             server.run(sockets=[listener])
         finally:
             driver.close(SHUTDOWN_SECONDS)
@@ -281,14 +285,15 @@ def load_limits(args: argparse.Namespace) -> Limits:
     return Limits.load(args.limits, args.limit, **base)
 
 
-def announce(listener: socket.socket, model_id: str, loaded: Loaded, engine: Engine, *, as_text: bool) -> None:
-    host, number = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{number}/v1"
+def announce(urls: Urls, model_id: str, loaded: Loaded, engine: Engine, *, as_text: bool) -> None:
+    """Say where what is served can be reached, and how much of it there is."""
     model, pages = loaded.model, engine.pages.total
     if not as_text:
         fields = {
             "model": model_id,
-            "url": url,
+            "url": urls.openai,
+            "page": urls.page,
+            "anthropic_url": urls.anthropic,
             "weight_bytes": model.weight_bytes,
             "backend": f"{model.backend.NAME} ({model.backend_reason})",
             "max_model_len": engine.max_model_len,
@@ -296,8 +301,13 @@ def announce(listener: socket.socket, model_id: str, loaded: Loaded, engine: Eng
         }
         log.info("serving", extra={"fields": fields})
         return
+    elsewhere = "\n             and every other address of this machine, by which others reach it"
     print(
-        f"longsight: serving {model_id} on {url}\n"
+        f"longsight: serving {model_id} on {urls.openai}\n"
+        f"  page       {urls.page}   chat and microscope, for a browser{elsewhere if urls.every_address else ''}\n"
+        f"  OpenAI     {urls.openai}   base URL for OpenAI's clients; the model is {model_id!r}\n"
+        f"  Anthropic  {urls.anthropic}   base URL for Anthropic's clients and Claude Code\n"
+        f"  docs       {DOCS}; this server's own: {urls.root}/openapi.json\n"
         f"  weights {model.weight_bytes / 2**20:,.0f} MiB in {str(model.dtype).removeprefix('torch.')}; "
         f"backend {model.backend.NAME} ({model.backend_reason})\n"
         f"  up to {engine.max_model_len:,} tokens per request; cache {pages:,} pages, "

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longsight.chat.parser import OutputParser
 from longsight.engine import Request
+from longsight.server.proxy import read_address, route_path
 from longsight.server.usage import UsageRecord
 
 log = logging.getLogger("longsight")
@@ -26,7 +27,8 @@ class Access:
     """One request, from its first byte to the last of its answer.
 
     started: Unix seconds; begun: the same moment by time.monotonic(). retry: the how manieth try of the client's.
-    route: the path's pattern, "unmatched" for unknown ones; status 0: no answer was begun. caller: a key's id.
+    path: without the root path. route: its pattern, "unmatched" for unknown ones; status 0: no answer was begun.
+    client: address, as proxies that are trusted tell it. caller: a key's id; key_name: the name it was given.
     requests, parsers: the engine's and the output's, of requests that generate; record: what they have used.
     """
 
@@ -36,11 +38,13 @@ class Access:
     retry: int = 0
     traceparent: str = ""
     tracestate: str = ""
+    client: str = ""
     started: float = field(default_factory=time.time)
     begun: float = field(default_factory=time.monotonic)
     route: str = "unmatched"
     status: int = 0
     caller: str = ""
+    key_name: str = ""
     seconds: float = 0.0
     record: UsageRecord | None = None
     requests: Sequence[Request] = ()
@@ -73,7 +77,7 @@ def request_id(scope: Scope) -> str:
 def access_of(scope: Scope) -> Access:
     """A request's access; one that nobody hears of, where no middleware follows it."""
     identity = request_id(scope)
-    found = scope["state"].setdefault("access", Access(identity, scope["method"], scope["path"]))
+    found = scope["state"].setdefault("access", Access(identity, scope["method"], route_path(scope)))
     assert isinstance(found, Access)
     return found
 
@@ -89,10 +93,11 @@ class Accesses:
         access = Access(
             request_id(scope),
             scope["method"],
-            scope["path"],
+            route_path(scope),
             _retry(headers.get("x-stainless-retry-count", "")),
             headers.get("traceparent", ""),
             headers.get("tracestate", ""),
+            _client(scope),
         )
         scope["state"]["access"] = self._open[access.request_id] = access
         return access
@@ -139,23 +144,24 @@ class Observation:
         finally:
             self.accesses.end(access)
             access.seconds = time.monotonic() - access.begun
-            access.route = self._route(scope)
-            access.caller = _caller(scope)
+            access.route = self._route(access, scope)
+            caller = scope["state"].get("caller")
+            access.caller, access.key_name = getattr(caller, "key_id", "anonymous"), getattr(caller, "name", "")
             for sink in self.sinks:
                 try:
                     sink.ended(access)
                 except Exception:
                     log.exception("a finished request could not be reported")
 
-    def _route(self, scope: Scope) -> str:
+    def _route(self, access: Access, scope: Scope) -> str:
         """Never the path itself, unless it is one of ours: a client may not invent names for metrics."""
-        path, endpoint = scope["path"], scope.get("endpoint")
         # An endpoint may have several paths, of which only the last is in the table by endpoint.
-        return self.routes.get(path) or self.routes.get(endpoint, "unmatched")
+        return self.routes.get(access.path) or self.routes.get(scope.get("endpoint"), "unmatched")
 
 
-def _caller(scope: Scope) -> str:
-    return str(getattr(scope["state"].get("caller"), "key_id", "anonymous"))
+def _client(scope: Scope) -> str:
+    address = read_address((scope.get("client") or ("",))[0])
+    return "" if address is None else str(address)
 
 
 def _retry(text: str) -> int:

@@ -38,15 +38,23 @@ from longsight.server.metrics import Metrics
 from longsight.server.microscope import Microscope
 from longsight.server.openai import model_card
 from longsight.server.openapi import openapi
+from longsight.server.proxy import LOOPBACK, Proxied, TrustedProxies
 from longsight.server.responses.endpoints import routes as responses_routes
 from longsight.server.service import Service
 from longsight.server.usage_api import routes as usage_routes
 
 
-def create_app(service: Service, sinks: Sequence[Sink] = ()) -> Starlette:
+def create_app(
+    service: Service,
+    sinks: Sequence[Sink] = (),
+    *,
+    trusted_proxies: TrustedProxies | None = None,
+    root_path: str = "",
+) -> Starlette:
     """The ASGI application over one service. Its engine's thread is the caller's to close.
 
-    sinks: hear of each request when it has ended, as the application's own metrics do.
+    sinks: hear of each request when it has ended, as the application's own metrics do. trusted_proxies: who may say
+    which client a request is from (default: this machine). root_path: the path that a proxy serves this under.
     """
     accesses = Accesses()
     metrics = Metrics(service.driver, service.model_id, accesses)
@@ -71,6 +79,7 @@ def create_app(service: Service, sinks: Sequence[Sink] = ()) -> Starlette:
             *anthropic.routes,
         ],
         middleware=[
+            Middleware(Proxied, trusted=trusted_proxies or TrustedProxies.parse(LOOPBACK), root_path=root_path),
             Middleware(
                 Observation,
                 accesses=accesses,

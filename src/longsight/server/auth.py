@@ -9,10 +9,11 @@ from typing import Protocol
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from longsight.server.errors import unauthorized
+from longsight.server.errors import ApiError, unauthorized
 from longsight.server.identity import Caller, require_scope
+from longsight.server.proxy import route_path
 
-PUBLIC = {"/health", "/ready", "/"}
+PUBLIC = {"/health", "/ready", "/", ""}  # "" is the root path itself, which redirects to the page
 PUBLIC_FILES = "/web/"  # the page itself; what it asks of the API needs the key that is typed into it
 PUBLIC_HEAD = {"/", "/anthropic"}  # clients look whether the server is there
 SCOPE_OF = (
@@ -34,6 +35,15 @@ SCOPE_OF = (
 class Authenticator(Protocol):
     async def caller(self, token: str) -> Caller:
         """Who holds this key. Raises ApiError 401, or 503 if the keys cannot be read."""
+
+
+class RefusedKeyError(ApiError):
+    """401 for a key that is known, whose secret is right, and that may not be used any more."""
+
+    def __init__(self, caller: Caller, state: str) -> None:
+        message = f"the API key {caller.key_id} is {state}"
+        super().__init__(401, message, type="authentication_error", code="invalid_api_key", native=2049)
+        self.caller = caller
 
 
 class StaticKey:
@@ -58,16 +68,21 @@ class Authentication:
         self.app, self._authenticator = app, authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not is_public(scope["method"], scope["path"]):
+        path = route_path(scope) if scope["type"] == "http" else ""
+        if scope["type"] == "http" and not is_public(scope["method"], path):
             token = token_of(Headers(scope=scope))
             if token is None:
                 message = "an API key is needed, as `Authorization: Bearer KEY` or `x-api-key: KEY`"
                 raise unauthorized(message, missing=True)
-            caller = await self._authenticator.caller(token)
-            needed = scope_of(scope["path"])
+            state = scope.setdefault("state", {})
+            try:
+                state["caller"] = await self._authenticator.caller(token)
+            except RefusedKeyError as error:
+                state["caller"] = error.caller  # so that the log names it
+                raise
+            needed = scope_of(path)
             if needed is not None:
-                require_scope(caller, needed)
-            scope.setdefault("state", {})["caller"] = caller
+                require_scope(state["caller"], needed)
         await self.app(scope, receive, send)
 
 

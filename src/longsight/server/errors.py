@@ -26,6 +26,7 @@ from longsight.engine import (
     QueueFullError,
 )
 from longsight.ops import LongsightError
+from longsight.server.proxy import route_path
 
 log = logging.getLogger("longsight")
 
@@ -113,7 +114,7 @@ def retry_headers(status: int, wait: float | None = None, retry: bool | None = N
 
 def dialect_of(scope: Scope) -> ErrorDialect:
     """The protocol that a request speaks, by its path; /v1/models is shared and told apart by a header."""
-    path: str = scope["path"]
+    path = route_path(scope)
     if any(path == p or path.startswith(p + "/") for p in ("/anthropic", "/v1/messages")):
         return "anthropic"
     if path in NATIVE_PATHS:
@@ -154,7 +155,10 @@ def show(value: Any) -> str:
 
 
 def too_large(limit: int) -> ApiError:
-    message = f"the request body is larger than the limit of {limit} bytes"
+    message = (
+        f"the request body is larger than the limit of {limit} bytes; send less, or start the server with a larger "
+        "--max-body (the limit body_bytes)"
+    )
     return ApiError(413, message, type="invalid_request_error", code="request_too_large")
 
 

@@ -140,7 +140,7 @@ class Exchange:
             caller=self.caller.key_id,
             organisation=self.caller.organisation,
             dialect=self.dialect,
-            endpoint=self.http.url.path,
+            endpoint=self.access.path,
             model=self.service.model_id,
             service_tier=self.service_tier,
             prompt_tokens=usage.prompt,

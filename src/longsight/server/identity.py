@@ -19,7 +19,8 @@ ALL_SCOPES = frozenset(SCOPES)
 
 @dataclass(frozen=True)
 class Caller:
-    """key_id: of the API key, never its secret; organisation: whose files, limits and bills they are.
+    """key_id: of the API key, never its secret; name: what it was made for; organisation: whose files, limits and bills
+    they are.
 
     models: patterns (shell style) of the model names that may be asked. rpm, tpm, concurrency: where the key has limits
     of its own instead of the server's.
@@ -32,6 +33,7 @@ class Caller:
     rpm: int | None = None
     tpm: int | None = None
     concurrency: int | None = None
+    name: str = ""
 
 
 ANONYMOUS = Caller("anonymous", "anonymous")

@@ -104,6 +104,7 @@ class Key(NewKey):
             self.rpm,
             self.tpm,
             self.concurrency,
+            self.name,
         )
 
 

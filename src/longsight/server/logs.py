@@ -50,11 +50,10 @@ def configure(form: Format = "text", level: str = "info", stream: TextIO | None 
 
 
 class TextFormatter(logging.Formatter):
-    def __init__(self) -> None:
-        super().__init__("longsight: %(levelname)s: %(message)s")
+    """Time (UTC, RFC 3339), level and message, then the fields of the event as key=value."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = f"longsight: {record.levelname}: {record.getMessage()}"
+        line = f"{timestamp(record)} longsight: {record.levelname}: {record.getMessage()}"
         line += "".join(f" {key}={_plain(value)}" for key, value in _fields(record).items())
         return line + (f"\n{traceback_of(record)}" if record.exc_info else "")
 
@@ -63,9 +62,8 @@ class JsonFormatter(logging.Formatter):
     """One JSON object per line: time (UTC), level, logger, message, then the fields of the event."""
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, Any] = {
-            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "time": timestamp(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -74,6 +72,12 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["traceback"] = traceback_of(record)
         return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def timestamp(record: logging.LogRecord) -> str:
+    """When it happened, as 2026-01-31T12:00:00.000Z (RFC 3339, UTC)."""
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return f"{moment}.{int(record.msecs):03d}Z"
 
 
 def traceback_of(record: logging.LogRecord) -> str:
@@ -126,9 +130,12 @@ class AccessLog:
             "path": access.route,
             "status": access.status or CLIENT_GONE,
             "request_id": access.request_id,
+            "client": access.client,
             "key": access.caller,
             "duration_s": round(access.seconds, 4),
         }
+        if access.key_name:
+            line["key_name"] = access.key_name
         if access.retry:
             line["retry"] = access.retry
         if record is not None:

@@ -32,8 +32,8 @@ REFUSALS: Mapping[int, str] = {
 UNKNOWN = Operation({JSON: {}, "text/event-stream": {}}, tuple(REFUSALS))
 
 
-def document(routes: list[BaseRoute], models: Sequence[str]) -> dict[str, Any]:
-    """models: all names of the model; others are refused."""
+def document(routes: list[BaseRoute], models: Sequence[str], root_path: str = "") -> dict[str, Any]:
+    """models: all names of the model; others are refused. root_path: the path that routes are under."""
     schemas: dict[str, Any] = {f"{name.capitalize()}Error": dict(schema) for name, schema in ERRORS.items()}
     paths: dict[str, Any] = {}
     for route in routes:
@@ -50,6 +50,7 @@ def document(routes: list[BaseRoute], models: Sequence[str]) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "Longsight", "version": __version__},
+        "servers": [{"url": root_path or "/"}],
         "components": {
             "schemas": schemas,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
@@ -120,4 +121,6 @@ def _schema(body: Schema | type[BaseModel], schemas: dict[str, Any]) -> Schema:
 async def openapi(request: Request) -> Response:
     """This document."""
     service: Service = request.app.state.service
-    return JSONResponse(document(request.app.routes, [service.model_id, *service.aliases]))
+    return JSONResponse(
+        document(request.app.routes, [service.model_id, *service.aliases], request.scope.get("root_path", ""))
+    )

@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from longsight.engine import EngineDriver
+from longsight.server.tls import Tls
 
 log = logging.getLogger("longsight")
 SHUTDOWN_SECONDS = 3
@@ -25,7 +26,9 @@ class Server(uvicorn.Server):
     of it and clients go elsewhere. After SIGTERM `run` returns; after SIGINT it raises KeyboardInterrupt.
     """
 
-    def __init__(self, app: ASGIApp, driver: EngineDriver, *, drain_seconds: float = 0.0) -> None:
+    def __init__(
+        self, app: ASGIApp, driver: EngineDriver, *, drain_seconds: float = 0.0, tls: Tls | None = None
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -35,6 +38,8 @@ class Server(uvicorn.Server):
                 lifespan="off",
                 ws="none",
                 timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+                proxy_headers=False,  # proxy.py does it
+                **(tls.options() if tls else {}),
             )
         )
         self._driver, self._drain_seconds = driver, drain_seconds

@@ -11,6 +11,8 @@ from starlette.types import Receive, Scope, Send
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
+# nginx and proxies that follow it collect an answer and pass it on in lumps, unless they are told not to.
+HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 def frame(data: Mapping[str, Any]) -> bytes:
@@ -31,9 +33,7 @@ class EventStream(StreamingResponse):
         on_end: Callable[[], Awaitable[None]],
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(
-            frames, media_type="text/event-stream", headers={"cache-control": "no-cache", **(headers or {})}
-        )
+        super().__init__(frames, media_type="text/event-stream", headers={**HEADERS, **(headers or {})})
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

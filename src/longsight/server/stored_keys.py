@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from anyio import to_thread
 
-from longsight.server.auth import StaticKey
+from longsight.server.auth import RefusedKeyError, StaticKey
 from longsight.server.errors import unauthorized, unavailable
 from longsight.server.identity import Caller
 from longsight.server.keys import Key, KeyStore, KeyStoreError, digest, split
@@ -40,7 +40,7 @@ class StoredKeys:
             raise unauthorized("the API key is not known here")
         state = key.state(time.time())
         if state != "active":
-            raise unauthorized(f"the API key {key.id} is {state}")
+            raise RefusedKeyError(key.caller(), state)
         return key.caller()
 
     async def _find(self, key_id: str) -> Key | None:
