@@ -51,10 +51,10 @@ def test_it_thinks_when_it_is_asked_to(llm: LLM) -> None:
     (off,) = llm.chat(ASKED, GREEDY, thinking="disabled")
     assert off.outputs[0].text == ANSWER
     (on,) = llm.chat(ASKED, GREEDY, thinking="enabled")
-    thought, end, answer = on.outputs[0].text.partition(END_THINK)
-    assert "4417-KQX" in thought
-    assert end
-    assert answer == ANSWER
+    answer = on.outputs[0]
+    assert "4417-KQX" in answer.reasoning
+    assert answer.text == ANSWER
+    assert answer.raw_text == answer.reasoning + END_THINK + ANSWER
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from longsight import LLM, Grammar, SamplingParams
+from longsight import LLM, CompletionOutput, Grammar, SamplingParams, StreamOutput, ToolCall
 from longsight.engine import InvalidRequestError
+from test_imports import EXTRAS
 
 TEXT = "The secret code for the amber falcon is 4417-KQX. " + "Nothing else is of any interest here. " * 90
 PROMPT = TEXT + "The secret code for the amber falcon is"
@@ -82,6 +87,123 @@ def test_grammars(llm: LLM) -> None:
 def test_chat(llm: LLM) -> None:
     (output,) = llm.chat([{"role": "user", "content": TEXT + "What is the secret code for the amber falcon?"}], GREEDY)
     assert len(output.outputs[0].token_ids) > 0
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "get the weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+FALCON = "It rained. The secret code for the amber falcon is 4417-KQX. Nobody came."
+ASK = [{"role": "user", "content": f"{FALCON}\n\nWhat is the secret code for the amber falcon?"}]
+WISH = [{"role": "user", "content": "What is the weather for city Paris?"}]
+CODE = "The secret code for the amber falcon is 4417-KQX."
+CHATTY = SamplingParams(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[LLM]:
+    with LLM(max_model_len=1 << 13) as llm:
+        yield llm
+        assert llm.engine.pages.used == 0
+
+
+def whole(pieces: list[StreamOutput]) -> CompletionOutput:
+    """What the pieces of one answer come to."""
+    calls: dict[int, list[str]] = {}
+    for delta in (d for p in pieces for d in p.tool_calls):
+        if delta.name is not None:
+            calls[delta.index] = [delta.id or "", delta.name, ""]
+        calls[delta.index][2] += delta.arguments
+    return CompletionOutput(
+        0,
+        "".join(p.text for p in pieces),
+        [t for p in pieces for t in p.token_ids],
+        None,
+        pieces[-1].finish_reason,
+        "".join(p.reasoning for p in pieces),
+        [ToolCall(id, name, json.loads(arguments)) for id, name, arguments in calls.values()],
+        "".join(p.raw_text for p in pieces),
+    )
+
+
+@pytest.mark.parametrize("thinking", ["adaptive", "enabled", "disabled"])
+@pytest.mark.parametrize(("messages", "tools"), [(ASK, None), (WISH, [TOOL])], ids=["text", "call"])
+def test_a_chat_is_parsed_whole_and_in_pieces(embedded: LLM, messages: Any, tools: Any, thinking: Any) -> None:
+    options: dict[str, Any] = {"tools": tools, "thinking": thinking}
+    (answer,) = embedded.chat(messages, CHATTY, **options)[0].outputs
+
+    async def both() -> tuple[CompletionOutput, list[StreamOutput]]:
+        alone = await embedded.achat(messages, CHATTY, **options)
+        return alone.outputs[0], [p async for p in embedded.achat_stream(messages, CHATTY, **options)]
+
+    again, pieces = asyncio.run(both())
+    for other in (again, whole(pieces), whole(list(embedded.chat_stream(messages, CHATTY, **options)))):
+        # Each answer's calls have ids of their own.
+        ids = [replace(c, id=d.id) for c, d in zip(other.tool_calls, answer.tool_calls, strict=True)]
+        assert replace(other, tool_calls=ids) == answer
+    assert "mm:think" not in answer.text + answer.reasoning
+    assert bool(answer.reasoning) == (thinking == "enabled")
+    if tools is None:
+        assert (answer.text, answer.finish_reason, answer.tool_calls) == (CODE, "stop", [])
+    else:
+        assert answer.finish_reason == "tool_calls"
+        assert [(c.name, c.arguments) for c in answer.tool_calls] == [("get_weather", {"city": "Paris"})]
+
+
+def test_a_conversation_goes_on_with_the_answer_as_a_message(embedded: LLM) -> None:
+    (answer,) = embedded.chat(WISH, CHATTY, tools=[TOOL], tool_choice="required")[0].outputs
+    result = {"role": "tool", "tool_call_id": answer.tool_calls[0].id, "content": "It is 21 degrees."}
+    (after,) = embedded.chat([*WISH, answer.to_message(), result], CHATTY, tools=[TOOL])[0].outputs
+    assert after.finish_reason == "stop"
+    rendered = embedded.tokenizer.decode(embedded.render([*WISH, answer.to_message(), result]))
+    assert '<invoke name="get_weather">' in rendered
+
+
+def test_stop_strings_end_the_visible_text_of_a_chat(embedded: LLM) -> None:
+    stop = SamplingParams(temperature=0, stop=("code",))
+    (answer,) = embedded.chat(ASK, stop, thinking="enabled")[0].outputs
+    assert "code" in answer.reasoning
+    assert answer.text == "The secret "
+    assert answer.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content is 3"),
+        ({"messages": [{"role": "you", "content": ""}]}, 'messages.0.role is "you"; it must be one of'),
+        ({"messages": "hi"}, 'messages.0 is "h"; it must be an object'),
+        ({"tools": [{"name": "f"}]}, "tools.0 is"),
+        ({"tool_choice": "required"}, "no tools are declared"),
+        ({"thinking": "hard"}, "thinking is 'hard'; it must be one of adaptive, enabled, disabled"),
+        ({"sampling_params": SamplingParams(grammar=Grammar("json_schema", "["))}, "not JSON"),
+    ],
+)
+def test_what_is_wrong_with_a_chat_is_named(embedded: LLM, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequestError, match=words):
+        embedded.chat(**{"messages": ASK, **change})
+    with pytest.raises(InvalidRequestError, match=words):
+        embedded.chat_stream(**{"messages": ASK, **change})
+
+
+def test_a_chat_needs_no_extra_but_the_template_language() -> None:
+    code = f"""
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {set(EXTRAS) - {"jinja2"}!r} or name.startswith("longsight.server"):
+            raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
+sys.meta_path.insert(0, Blocked())
+from longsight import LLM, SamplingParams
+with LLM(max_model_len=4096) as llm:
+    print(llm.chat({ASK!r}, SamplingParams(temperature=0, max_tokens=30))[0].outputs[0].text)
+"""
+    found = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
+    assert found.stdout == CODE + "\n"
 
 
 def test_wrong_requests_run_nothing(llm: LLM) -> None:

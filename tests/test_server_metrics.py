@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from fake_model import FakeModel, LookupModel, ScriptedModel
 from live_server import LiveServer, live_server, wait_for
 from longsight.engine import Engine, Request, SamplingParams
+from longsight.engine.repetition import is_stuck
 from longsight.model import load_model, markup
-from longsight.server.repetition import is_stuck
 from tiny_checkpoint import BLOCK
 
 PROMPT = "x1y2z3w4 " * 40  # 360 tokens

@@ -13,77 +13,45 @@ from __future__ import annotations
 
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from longsight.chat import openai_messages
+from longsight.chat.answer import AnswerReader
+from longsight.chat.errors import ChatError, SchemaError
+from longsight.chat.messages import Thinking
+from longsight.chat.prepare import PreparedChat, prepare
+from longsight.chat.prompt import ChatFormat
+from longsight.chat.request import ChatRequest
+from longsight.chat.template import ChatTemplate
 from longsight.engine import (
     Engine,
     EngineDriver,
     InvalidRequestError,
-    Request,
     SamplingDefaults,
     SamplingParams,
     StepStats,
-    TokenLogprob,
     Update,
 )
+from longsight.engine.defaults import CHAT_MAX_REPETITION
 from longsight.engine.grammar import GrammarCompiler
-from longsight.engine.request import FinishReason, requests_for
+from longsight.engine.request import Request, requests_for
 from longsight.model import load_model
-from longsight.model.built_in import model_dir
+from longsight.model.built_in import is_built_in, model_dir
 from longsight.model.fingerprint import fingerprint
 from longsight.model.tokenizer import FILE, Tokenizer
-
-if TYPE_CHECKING:
-    from longsight.chat.messages import Thinking
-    from longsight.chat.prompt import ChatFormat
+from longsight.outputs import Generation, RequestOutput, StreamOutput
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
 Params = SamplingParams | Sequence[SamplingParams] | None
-
-
-@dataclass
-class CompletionOutput:
-    """One answer. finish_reason: stop, length or cancelled. logprobs: one per token, if asked for."""
-
-    index: int
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] | None = None
-    finish_reason: FinishReason | None = None
-
-
-@dataclass
-class RequestOutput:
-    """A prompt and its answers. num_cached_tokens: prompt tokens that came from the prefix cache."""
-
-    prompt: str | None
-    prompt_token_ids: Sequence[int]
-    outputs: list[CompletionOutput]
-    num_cached_tokens: int = 0
-
-    @property
-    def finished(self) -> bool:
-        return all(output.finish_reason is not None for output in self.outputs)
-
-
-@dataclass(frozen=True, slots=True)
-class StreamOutput:
-    """A piece of an answer: text that has become final, and the tokens generated since the last piece."""
-
-    index: int
-    text: str
-    token_ids: Sequence[int]
-    logprobs: Sequence[TokenLogprob] = ()
-    finish_reason: FinishReason | None = None
 
 
 class LLM:
@@ -136,6 +104,8 @@ class LLM:
             on_step=on_step,
         )
         self._defaults = SamplingDefaults.from_checkpoint(self._path)
+        # Tokens of a chat answer without max_tokens.
+        self.default_chat_tokens = self._defaults.chat_tokens(self.engine.max_model_len, built_in=is_built_in(model))
         self._driver = EngineDriver(self.engine, max_queue=max_queue)
 
     def get_default_sampling_params(self) -> SamplingParams:
@@ -151,109 +121,88 @@ class LLM:
         sampling_params: for all, or one for each. use_tqdm: a progress bar on stderr, where a terminal watches.
         Raises InvalidRequestError before anything runs if one prompt or parameter is wrong, and what a step raised.
         """
-        plans = self._plan(_each(prompts), sampling_params)
-        outputs, requests = [], list[Request]()
-        where: dict[Request, CompletionOutput] = {}
-        for prompt, group in plans:
-            answers = [CompletionOutput(i) for i in range(len(group))]
-            outputs.append(RequestOutput(prompt if isinstance(prompt, str) else None, group[0].prompt, answers))
-            where.update(zip(group, answers, strict=True))
-            requests += group
-        updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
-        self._driver.listen(requests, updates.put)
-        try:
-            with _Bar(len(requests), use_tqdm) as bar:
-                unfinished = len(requests)
-                while unfinished:
-                    update = updates.get()
-                    _take(where[update.request], update)
-                    unfinished -= update.finish_reason is not None
-                    bar.show(len(requests) - unfinished, update)
-        finally:
-            self._driver.cancel(requests)
-        for output, (_, group) in zip(outputs, plans, strict=True):
-            output.num_cached_tokens = group[0].cached_tokens
-        return outputs
+        return self._answer_all(self._plan(_each(prompts), sampling_params), use_tqdm)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamOutput]:
+        """The answer piece by piece. Leaving the loop ends the request."""
+        return self._stream(*self._plan([prompt], sampling_params))
+
+    async def agenerate(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> RequestOutput:
+        """One prompt's answers, for asyncio; many at once through asyncio.gather are batched."""
+        return await self._answer(*self._plan([prompt], sampling_params))
+
+    def astream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> AsyncIterator[StreamOutput]:
+        """`stream` for asyncio."""
+        return self._astream(*self._plan([prompt], sampling_params))
 
     def chat(
         self,
         messages: Messages | Sequence[Messages],
         sampling_params: Params = None,
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] = "auto",
         thinking: Thinking = "adaptive",
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """`generate` for one conversation or many, through the checkpoint's chat template. thinking: see `render`."""
-        conversations = [messages] if not messages or isinstance(messages[0], Mapping) else messages
-        prompts = [self.render(c, thinking=thinking) for c in conversations]  # type: ignore[arg-type]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        """Answer one conversation or many, through the checkpoint's chat template.
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamOutput]:
-        """The answer piece by piece. Leaving the loop ends the request."""
-        ((_, requests),) = self._plan([prompt], sampling_params)
-        updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
-        self._driver.listen(requests, updates.put)
-        try:
-            unfinished = len(requests)
-            while unfinished:
-                update = updates.get()
-                unfinished -= update.finish_reason is not None
-                if (piece := _piece(requests, update)) is not None:
-                    yield piece
-        finally:
-            self._driver.cancel(requests)
-
-    async def astream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None
-    ) -> AsyncIterator[StreamOutput]:
-        """`stream` for asyncio."""
-        ((_, requests),) = self._plan([prompt], sampling_params)
-        stream = self._driver.submit(requests)
-        try:
-            async for update in stream.updates():
-                if update is not None and (piece := _piece(requests, update)) is not None:
-                    yield piece
-        finally:
-            stream.close()
-
-    async def agenerate(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> RequestOutput:
-        """One prompt's answers, for asyncio; many at once through asyncio.gather are batched."""
-        ((_, requests),) = self._plan([prompt], sampling_params)
-        answers = [CompletionOutput(i) for i in range(len(requests))]
-        stream = self._driver.submit(requests)
-        try:
-            async for update in stream.updates():
-                if update is not None:
-                    _take(answers[requests.index(update.request)], update)
-        finally:
-            stream.close()
-        text = prompt if isinstance(prompt, str) else None
-        return RequestOutput(text, requests[0].prompt, answers, requests[0].cached_tokens)
-
-    def render(self, messages: Messages, *, thinking: Thinking = "adaptive") -> Sequence[int]:
-        """The token ids of a conversation, by the checkpoint's template or, without one, in MiniMax-M3's format.
-
-        thinking: disabled or enabled, or adaptive: the model decides, and writes the markup for it into its answer.
-        Raises InvalidRequestError naming the message that is wrong.
+        Each answer's `text` is what a user would see; what the model thought and the tools that it calls are in
+        `reasoning` and `tool_calls`, and `raw_text` is all that it wrote. messages, tools, tool_choice: as in OpenAI's
+        chat completions. thinking: disabled, enabled, or adaptive: as the model sees fit. Stop strings end the visible
+        text only. Without max_tokens an answer may have `default_chat_tokens` tokens, and ends when it does nothing but
+        repeat itself. Raises InvalidRequestError naming the message, tool or parameter that is wrong.
         """
-        from longsight.chat.errors import ChatError
-        from longsight.chat.messages import Thinking
-        from longsight.server import openai_messages  # this and what follows need the extra [server]
-        from longsight.server.errors import ApiError
+        conversations = [messages] if not messages or isinstance(messages[0], Mapping) else messages
+        plans = self._plan_chats(conversations, sampling_params, tools, tool_choice, thinking)  # type: ignore[arg-type]
+        return self._answer_all(plans, use_tqdm)
 
-        if thinking not in (modes := get_args(Thinking)):
-            raise InvalidRequestError(f"thinking is {thinking!r}; it must be one of {', '.join(modes)}", "thinking")
-        try:
-            return self._chat_format.prompt(openai_messages.messages(list(messages)), thinking=thinking).tokens
-        except (ApiError, ChatError) as error:
-            raise InvalidRequestError(str(error), "messages") from error
+    def chat_stream(
+        self,
+        messages: Messages,
+        sampling_params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] = "auto",
+        thinking: Thinking = "adaptive",
+    ) -> Iterator[StreamOutput]:
+        """`chat` for one conversation, piece by piece. Leaving the loop ends the request."""
+        return self._stream(*self._plan_chats([messages], sampling_params, tools, tool_choice, thinking))
 
-    @cached_property
-    def _chat_format(self) -> ChatFormat:
-        from longsight.chat.prompt import ChatFormat
-        from longsight.chat.template import ChatTemplate  # needs the extra [server]
+    async def achat(
+        self,
+        messages: Messages,
+        sampling_params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] = "auto",
+        thinking: Thinking = "adaptive",
+    ) -> RequestOutput:
+        """`chat` for one conversation, for asyncio; many at once through asyncio.gather are batched."""
+        return await self._answer(*self._plan_chats([messages], sampling_params, tools, tool_choice, thinking))
 
-        return ChatFormat(self.tokenizer, ChatTemplate.from_checkpoint(self._path))
+    def achat_stream(
+        self,
+        messages: Messages,
+        sampling_params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] = "auto",
+        thinking: Thinking = "adaptive",
+    ) -> AsyncIterator[StreamOutput]:
+        """`chat_stream` for asyncio."""
+        return self._astream(*self._plan_chats([messages], sampling_params, tools, tool_choice, thinking))
+
+    def render(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: Thinking = "adaptive",
+    ) -> Sequence[int]:
+        """The token ids of a conversation, by the checkpoint's template or, without one, in MiniMax-M3's format. Raises
+        as `chat` does."""
+        return self._prepare(messages, SamplingParams(), tools, "auto", thinking).prompt
 
     def close(self) -> None:
         """End what runs and free the pages."""
@@ -267,8 +216,70 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _plan(self, prompts: Sequence[Prompt], sampling_params: Params) -> list[tuple[Prompt, list[Request]]]:
-        """Each prompt's requests, one per answer."""
+    @cached_property
+    def _chat_format(self) -> ChatFormat:
+        return ChatFormat(self.tokenizer, ChatTemplate.from_checkpoint(self._path))
+
+    def _plan(self, prompts: Sequence[Prompt], sampling_params: Params) -> list[_Plan]:
+        each = self._params_of_each(prompts, sampling_params)
+        tokens = [self.tokenizer.encode(p) if isinstance(p, str) else p for p in prompts]
+        return [
+            _Plan(
+                p if isinstance(p, str) else None,
+                [Generation(request, AnswerReader(), i) for i, request in enumerate(requests_for(t, params))],
+            )
+            for p, t, params in zip(prompts, tokens, each, strict=True)
+        ]
+
+    def _plan_chats(
+        self,
+        conversations: Sequence[Messages],
+        sampling_params: Params,
+        tools: Sequence[Mapping[str, Any]] | None,
+        tool_choice: str | Mapping[str, Any],
+        thinking: Thinking,
+    ) -> list[_Plan]:
+        plans = []
+        each = self._params_of_each(conversations, sampling_params)
+        for messages, params in zip(conversations, each, strict=True):
+            chat = self._prepare(messages, params, tools, tool_choice, thinking)
+            params = chat.params
+            if params.max_tokens is None:
+                room = self.engine.max_model_len - len(chat.prompt)
+                length = max(min(self.default_chat_tokens, room), params.min_tokens, 1)
+                params = replace(params, max_tokens=length, max_repetition=CHAT_MAX_REPETITION)
+            requests = requests_for(chat.prompt, params)
+            plans.append(_Plan(None, [Generation(r, chat.reader(AnswerReader), i) for i, r in enumerate(requests)]))
+        return plans
+
+    def _prepare(
+        self,
+        messages: Messages,
+        params: SamplingParams,
+        tools: Sequence[Mapping[str, Any]] | None,
+        tool_choice: str | Mapping[str, Any],
+        thinking: Thinking,
+    ) -> PreparedChat:
+        if thinking not in (modes := get_args(Thinking)):
+            raise InvalidRequestError(f"thinking is {thinking!r}; it must be one of {', '.join(modes)}", "thinking")
+        try:
+            declared = openai_messages.tools(tools)
+            request = ChatRequest(
+                messages=openai_messages.messages(messages),
+                params=replace(params, stop=()),
+                tools=declared,
+                tool_choice=openai_messages.tool_choice(tool_choice, declared),
+                thinking=thinking,
+                stop=params.stop,
+                answer_format=params.grammar,
+            )
+            return prepare(request, self._chat_format, self.tokenizer.added_tokens)
+        except ChatError as error:
+            raise InvalidRequestError(str(error), error.path) from error
+        except SchemaError as error:
+            raise InvalidRequestError(str(error), "grammar" if error.tool is None else "tools") from error
+
+    def _params_of_each(self, prompts: Sequence[object], sampling_params: Params) -> Sequence[SamplingParams]:
         if sampling_params is None:
             sampling_params = self.get_default_sampling_params()
         each = [sampling_params] * len(prompts) if isinstance(sampling_params, SamplingParams) else sampling_params
@@ -276,33 +287,79 @@ class LLM:
             raise InvalidRequestError(
                 f"{len(prompts)} prompts came with {len(each)} SamplingParams; give one for all, or one for each"
             )
-        tokens = [self.tokenizer.encode(p) if isinstance(p, str) else p for p in prompts]
-        return [(p, requests_for(t, params)) for p, t, params in zip(prompts, tokens, each, strict=True)]
+        return each
+
+    def _answer_all(self, plans: Sequence[_Plan], use_tqdm: bool) -> list[RequestOutput]:
+        generations = [g for plan in plans for g in plan.generations]
+        with _Bar(len(generations), use_tqdm) as bar:
+            for update, _ in self._run(generations):
+                bar.show(sum(g.finished for g in generations), update)
+        return [plan.output() for plan in plans]
+
+    def _stream(self, plan: _Plan) -> Iterator[StreamOutput]:
+        for _, piece in self._run(plan.generations):
+            if piece is not None:
+                yield piece
+
+    async def _answer(self, plan: _Plan) -> RequestOutput:
+        async for _ in self._astream(plan):
+            pass
+        return plan.output()
+
+    def _run(self, generations: Sequence[Generation]) -> Iterator[tuple[Update, StreamOutput | None]]:
+        """Each update with its piece of an answer, until all answers have ended."""
+        by_request = {g.request: g for g in generations}
+        updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
+        self._driver.listen(list(by_request), updates.put)
+        try:
+            unfinished = len(generations)
+            while unfinished:
+                update = updates.get()
+                generation = by_request[update.request]
+                if generation.finished:
+                    continue  # what was generated before the engine heard of the end
+                piece = generation.take(update)
+                if generation.finished:
+                    unfinished -= 1
+                    self._driver.cancel([update.request])
+                yield update, piece
+        finally:
+            self._driver.cancel(list(by_request))
+
+    async def _astream(self, plan: _Plan) -> AsyncIterator[StreamOutput]:
+        by_request = {g.request: g for g in plan.generations}
+        stream = self._driver.submit(list(by_request))
+        try:
+            unfinished = len(by_request)
+            while unfinished:
+                update = await stream.next()
+                if update is None or (generation := by_request[update.request]).finished:
+                    continue
+                piece = generation.take(update)
+                if generation.finished:
+                    unfinished -= 1
+                    self._driver.cancel([update.request])
+                if piece is not None:
+                    yield piece
+        finally:
+            stream.close()
+
+
+class _Plan(NamedTuple):
+    """prompt: its text, if it came as one. generations: one for each answer."""
+
+    prompt: str | None
+    generations: Sequence[Generation]
+
+    def output(self) -> RequestOutput:
+        first = self.generations[0].request
+        return RequestOutput(self.prompt, first.prompt, [g.output for g in self.generations], first.cached_tokens)
 
 
 def _each(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     """A list of prompts from one (a text, or token ids) or many."""
     single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
     return [prompts] if single else prompts  # type: ignore[list-item, return-value]
-
-
-def _take(answer: CompletionOutput, update: Update) -> None:
-    if update.error is not None:
-        raise update.error
-    answer.text += update.text
-    answer.token_ids += update.tokens
-    if update.logprobs:
-        answer.logprobs = [*(answer.logprobs or []), *update.logprobs]
-    answer.finish_reason = update.finish_reason
-
-
-def _piece(requests: Sequence[Request], update: Update) -> StreamOutput | None:
-    if update.error is not None:
-        raise update.error
-    if not update.tokens and update.finish_reason is None:
-        return None
-    index = requests.index(update.request)
-    return StreamOutput(index, update.text, update.tokens, update.logprobs, update.finish_reason)
 
 
 class _Bar:

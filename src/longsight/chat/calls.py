@@ -93,7 +93,7 @@ class _Element:
 class CallParser:
     """The inside of a block of calls. `open` while it lasts; text and tags in, events out.
 
-    visible: False follows the markup and reports nothing. forgiving: tags without their namespace marker and
+    forgiving: tags without their namespace marker and
     elements without their end are made good; where a grammar writes the calls, there are none, and a value's text that
     looks so is a value. anomalies: counts of what was malformed, by kind; given by the caller, who may have some of
     its own.
@@ -103,11 +103,10 @@ class CallParser:
         self,
         tools: Mapping[str, Any],
         *,
-        visible: bool = True,
         forgiving: bool = True,
         anomalies: Counter[str] | None = None,
     ) -> None:
-        self._tools, self._visible, self._forgiving = tools, visible, forgiving
+        self._tools, self._forgiving = tools, forgiving
         self.anomalies: Counter[str] = Counter() if anomalies is None else anomalies
         self.open = False
         self._count = 0
@@ -164,7 +163,7 @@ class CallParser:
 
     def _take(self) -> list[Event]:
         events, self._events = self._events, []
-        return events if self._visible else []
+        return events
 
     def _structure(self, tag: Tag) -> None:
         """<tool_call>, <invoke> and their ends: none of them is ever part of a value, so all that is open ends here."""
@@ -182,7 +181,6 @@ class CallParser:
             self.open = False  # a call that came without a block around it
 
     def _begin_call(self, name: str) -> None:
-        self.anomalies["undeclared_call"] += not self._visible
         self._in_call, self._lost, self._size = True, False, 0
         self._names, self._written, self._waiting = set(), 0, None
         schema = self._tools.get(name, ANYTHING)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from longsight.ops import LongsightError
 
 
 class ChatError(LongsightError, ValueError):
-    """A conversation that cannot be rendered. path: where in the request, as in messages.2.content."""
+    """A conversation that cannot be rendered. path: where in the request, as in messages.2.content. code: what kind of
+    fault it is, as the protocols' errors have it."""
 
-    def __init__(self, message: str, path: str = "messages") -> None:
+    def __init__(self, message: str, path: str = "messages", code: str = "invalid_value") -> None:
         super().__init__(message)
-        self.path = path
+        self.path, self.code = path, code
 
 
 class ChatTemplateError(LongsightError, ValueError):
@@ -25,6 +29,12 @@ class SchemaError(LongsightError, ValueError):
         whole = "the JSON schema" if tool is None else f"the schema of tool {tool!r:.80}"
         super().__init__(f"{pointer + ' of ' if pointer else ''}{whole}: {message}")
         self.pointer, self.tool = pointer, tool
+
+
+def show(value: Any) -> str:
+    """A value as JSON, short enough for one line."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def pointer_to(pointer: str, *parts: str | int) -> str:

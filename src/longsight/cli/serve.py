@@ -52,8 +52,6 @@ log = logging.getLogger("longsight")
 LEVELS = ("debug", "info", "warning", "error")
 BUILT_IN_ID = "longsight"
 DOCS = "docs/ in the repository: clients.md, web.md, limits.md, operations.md"
-# Of an answer whose request doesn't say. The constructed model never ends one, and a small model may miss the end.
-CHAT_MAX_TOKENS, BUILT_IN_MAX_TOKENS = 131_072, 4096
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -213,7 +211,7 @@ def run(args: argparse.Namespace) -> int:
             model_id,
             template,
             defaults,
-            chat_max_tokens=BUILT_IN_MAX_TOKENS if built_in else CHAT_MAX_TOKENS,
+            chat_max_tokens=defaults.chat_tokens(engine.max_model_len, built_in=built_in),
             aliases=tuple(args.alias),
             reasoning_format=args.reasoning_format,
             meter=meter,

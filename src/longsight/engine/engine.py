@@ -20,6 +20,7 @@ from longsight.engine.kv_dir import KvDirectory
 from longsight.engine.memory import available_bytes, disk_bytes, plan_pages
 from longsight.engine.pages import PagePool
 from longsight.engine.prefix_cache import PrefixCache
+from longsight.engine.repetition import is_stuck
 from longsight.engine.request import FinishReason, Request, StepStats, Update
 from longsight.engine.runner import Runner
 from longsight.engine.sampler import Sampled, SamplingState
@@ -167,7 +168,7 @@ class Engine:
                 request.matcher = self.grammars.matcher(request.params.grammar)
         if request.params.stop and self.tokenizer is None:
             raise InvalidRequestError("stop strings need a tokenizer, and this engine has none", "stop")
-        self.scheduler.check(len(request.prompt), request.params.max_tokens)
+        self.scheduler.check(len(request.prompt), request.max_tokens)
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises what `check` raises."""
@@ -318,7 +319,13 @@ def _finish_reason(request: Request, token: int) -> FinishReason | None:
     """Why a request that has just been given `token` ends, if it does."""
     if token in request.stop_ids or (request.matcher is not None and request.matcher.complete):
         return "stop"
-    return "length" if len(request.output) >= request.params.max_tokens else None
+    if len(request.output) >= request.max_tokens:
+        return "length"
+    most = request.params.max_repetition
+    # Looking costs as much as many tokens do, so it is done after every 32nd: whatever step that came in.
+    if most is not None and len(request.output) % 32 == 0 and is_stuck(request.output, most):
+        return "length"
+    return None
 
 
 def _new_text(stream: TextStream, token: int | None, reason: FinishReason | None) -> str:

@@ -12,6 +12,8 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 1024
 MAX_LOGPROBS = 20
 MAX_ANSWERS = 128
+MIN_REPETITION = 64
+DEFAULT_MAX_TOKENS = 16  # of a text completion, as in the OpenAI protocol
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark"]
 
 
@@ -36,11 +38,13 @@ class SamplingParams:
     a grammar allows nothing else. The end-of-sequence tokens and stop_token_ids end the answer, but
     not before min_tokens. logprobs: None, or how many of the likeliest tokens to report beside the chosen one's.
     The same seed gives the same answer, whatever else the engine runs; None draws a fresh one. n: answers to one
-    prompt, which is read once; answer i takes seed + i.
+    prompt, which is read once; answer i takes seed + i. max_tokens None: 16, and in a chat the default of the model.
+    max_repetition: an answer that ends in the same piece of up to 32 tokens over and over, for so many tokens, is cut
+    as one that has reached max_tokens is; None lets it go on.
     """
 
     n: int = 1
-    max_tokens: int = 16
+    max_tokens: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -55,17 +59,22 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] | None = None
     suppress_tokens: tuple[int, ...] = ()
+    max_repetition: int | None = None
     logprobs: int | None = None
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         _check(1 <= self.n <= MAX_ANSWERS, "n", self.n, f"an integer from 1 to {MAX_ANSWERS}")
-        _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "an integer of at least 1")
+        most = self.max_tokens
+        _check(most is None or most >= 1, "max_tokens", most, "an integer of at least 1")
         _check(0 <= self.temperature <= 2, "temperature", self.temperature, "a number from 0 to 2")
         _check(0 <= self.top_p <= 1, "top_p", self.top_p, "a number from 0 to 1")
         _check(self.top_k >= 0, "top_k", self.top_k, "an integer of at least 0 (0 = no limit)")
         _check(0 <= self.min_p <= 1, "min_p", self.min_p, "a number from 0 to 1")
-        _check(0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, "from 0 to max_tokens")
+        good = 0 <= self.min_tokens <= (DEFAULT_MAX_TOKENS if most is None else most)
+        _check(good, "min_tokens", self.min_tokens, "from 0 to max_tokens")
+        good = self.max_repetition is None or self.max_repetition >= MIN_REPETITION
+        _check(good, "max_repetition", self.max_repetition, f"an integer of at least {MIN_REPETITION}")
         # Beyond these bounds logits overflow, and what is drawn from them means nothing.
         good = 0.01 <= self.repetition_penalty <= 100
         _check(good, "repetition_penalty", self.repetition_penalty, "a number from 0.01 to 100")

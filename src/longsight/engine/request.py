@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from longsight.engine.draft import Drafter
 from longsight.engine.errors import InvalidRequestError
 from longsight.engine.page_chain import PageChain
-from longsight.engine.params import SamplingParams
+from longsight.engine.params import DEFAULT_MAX_TOKENS, SamplingParams
 from longsight.engine.sampler import Matcher, SamplingState, TokenLogprob
 from longsight.engine.text import TextStream
 
@@ -84,6 +84,11 @@ class Request:
     def length(self) -> int:
         """Tokens known so far: prompt and output."""
         return len(self.prompt) + len(self.output)
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of the answer."""
+        return DEFAULT_MAX_TOKENS if self.params.max_tokens is None else self.params.max_tokens
 
     @property
     def finished(self) -> bool:

@@ -120,7 +120,7 @@ class Scheduler:
             raise ContextLengthError(prompt_tokens, max_tokens, self.max_model_len, self.block_size, self.pool.total)
 
     def add(self, request: Request) -> None:
-        self.check(len(request.prompt), request.params.max_tokens)
+        self.check(len(request.prompt), request.max_tokens)
         request.chain = PageChain(request.tokens, self.block_size, salt=request.cache_salt)
         insort(self.waiting, request, key=_rank)
 
@@ -198,7 +198,7 @@ class Scheduler:
         if request.drafter is None:
             return ()
         room = min(
-            request.params.max_tokens - len(request.output) - 1,
+            request.max_tokens - len(request.output) - 1,
             # Guesses never preempt anybody: they use pages that are there.
             (len(request.pages) + self.pool.free) * self.block_size - request.length,
         )

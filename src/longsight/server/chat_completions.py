@@ -10,8 +10,9 @@ from anyio import to_thread
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from longsight.chat import openai_messages
 from longsight.chat.messages import Thinking
-from longsight.server import openai_messages
+from longsight.chat.request import ChatRequest
 from longsight.server.answers import Choice
 from longsight.server.body import read_text
 from longsight.server.errors import invalid, show
@@ -21,7 +22,6 @@ from longsight.server.openai import ChatEnvelope
 from longsight.server.openai_answer import answer
 from longsight.server.schema import ChatFields, answer_format, parse
 from longsight.server.service import Service
-from longsight.server.turn import Turn
 
 MODES = get_args(Thinking)
 TIERS: Mapping[str, str] = {"standard": "standard", "default": "standard", "auto": "standard", "priority": "priority"}
@@ -40,19 +40,19 @@ async def chat_completions(http: HttpRequest) -> Response:
     return await answer(exchange, fields, envelope)
 
 
-def _prepare(service: Service, body: str, caller: Caller) -> tuple[ChatFields, Turn, list[Choice]]:
+def _prepare(service: Service, body: str, caller: Caller) -> tuple[ChatFields, ChatRequest, list[Choice]]:
     fields = parse(ChatFields, body)
     turn = turn_of(fields, service)
     require_root_scope(caller, turn.messages)
     return fields, turn, service.choices(turn)
 
 
-def turn_of(fields: ChatFields, service: Service) -> Turn:
+def turn_of(fields: ChatFields, service: Service) -> ChatRequest:
     """Raises ApiError or ChatError naming what is wrong."""
     params = fields.sampling(service.defaults)
     tools = openai_messages.tools(fields.tools)
     tier = fields.service_tier or "standard"
-    return Turn(
+    return ChatRequest(
         model=fields.model,
         messages=openai_messages.messages(fields.messages),
         params=replace(params, stop=()),

@@ -39,7 +39,7 @@ def _prepare(service: Service, body: str) -> tuple[CompletionFields, list[Choice
     for tokens in prompts:
         length = service.answer_length(len(tokens), fields.max_tokens, MAX_TOKENS)
         choices += [
-            Choice(request, len(choices) + i)
+            Choice(request=request, index=len(choices) + i)
             for i, request in enumerate(service.requests(tokens, replace(params, max_tokens=length)))
         ]
         if len(choices) > MAX_PROMPTS:

@@ -6,7 +6,6 @@ OpenAI: {"error": {"message", "type", "param", "code"}}. Anthropic: {"type": "er
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from longsight.chat.errors import ChatError, SchemaError
+from longsight.chat.errors import show as show  # what the server's own messages use too
 from longsight.engine import (
     ContextLengthError,
     DeadlineExceededError,
@@ -148,12 +148,6 @@ def not_found(message: str, code: str = "not_found", param: str | None = None) -
     return ApiError(404, message, type="invalid_request_error", code=code, param=param)
 
 
-def show(value: Any) -> str:
-    """A value as JSON, short enough for one line."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def too_large(limit: int) -> ApiError:
     message = (
         f"the request body is larger than the limit of {limit} bytes; send less, or start the server with a larger "
@@ -189,7 +183,7 @@ def as_api_error(error: Exception) -> ApiError:
         case ContextLengthError():
             return invalid(str(error), error.param, "context_length_exceeded")
         case ChatError():
-            return invalid(str(error), error.path)
+            return invalid(str(error), error.path, error.code)
         case SchemaError():
             return invalid(str(error), "response_format" if error.tool is None else "tools")
         case InvalidRequestError():

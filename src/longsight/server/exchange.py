@@ -87,8 +87,8 @@ class Exchange:
         self.choices = choices
         require_model(self.caller, self.service.model_id, *self.service.aliases)
         if self.service.gate is not None:
-            most = self.usage.prompt + sum(c.request.params.max_tokens for c in choices)
-            longest = max(len(c.request.prompt) + c.request.params.max_tokens for c in choices)
+            most = self.usage.prompt + sum(c.request.max_tokens for c in choices)
+            longest = max(len(c.request.prompt) + c.request.max_tokens for c in choices)
             self._ticket = self.service.gate.admit(self.caller, most, longest)
         deadline = deadline_of(self.http, stream=self.stream)
         for choice in choices:

@@ -12,9 +12,9 @@ from prometheus_client.registry import Collector
 
 from longsight import __version__
 from longsight.engine import EngineDriver
+from longsight.engine.repetition import is_stuck
 from longsight.ops import kernels
 from longsight.server.access import CLIENT_GONE, Access, Accesses
-from longsight.server.repetition import is_stuck
 from longsight.server.usage import UsageRecord
 
 if TYPE_CHECKING:

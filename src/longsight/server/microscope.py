@@ -121,14 +121,14 @@ def _prepare(service: Service, body: str, caller: Caller) -> tuple[MicroscopeFie
         grammar = answer_format(fields.response_format)
         params = replace(fields.sampling(service.defaults), max_tokens=length, grammar=grammar)
         (request,) = service.requests(tokens, params)
-        choice = Choice(request, 0)
+        choice = Choice(request=request, index=0)
     else:
         turn = turn_of(fields, service)
         require_root_scope(caller, turn.messages)
         (choice,) = service.choices(turn)
         request = choice.request
         if fields.answer_limit() is None:
-            request.params = replace(request.params, max_tokens=min(request.params.max_tokens, DEFAULT_TOKENS))
+            request.params = replace(request.params, max_tokens=min(request.max_tokens, DEFAULT_TOKENS))
     request.record_selection = True
     return fields, choice
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from longsight import __version__
+from longsight.chat.answer import Finish
 from longsight.chat.events import Arguments, CallStart, Content, Event, Message, Reasoning
 from longsight.engine import TokenLogprob
-from longsight.server.answers import Finish, Piece
+from longsight.server.answers import Piece
 from longsight.server.exchange import Exchange, Usage
 from longsight.server.logprobs import Spell, for_chat, for_text
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, Protocol
 
-from longsight.chat.grammar import JsonKind, format_grammar, tool_grammar
-from longsight.chat.parser import OutputParser, Start
-from longsight.chat.prompt import ChatFormat, Prompt
+from longsight.chat.prepare import prepare
+from longsight.chat.prompt import ChatFormat
 from longsight.chat.quoting import PromptTokenizer
+from longsight.chat.request import ChatRequest
 from longsight.chat.template import ChatTemplate
-from longsight.engine import EngineDriver, Grammar, Request, SamplingDefaults, SamplingParams
+from longsight.engine import EngineDriver, Request, SamplingDefaults, SamplingParams
+from longsight.engine.defaults import CHAT_MAX_REPETITION
 from longsight.engine.request import requests_for
-from longsight.model.markup import NAMESPACE, TURN_MARKERS
-from longsight.server.answers import Choice, end_think_id
+from longsight.server.answers import Choice
 from longsight.server.auth import Authenticator
 from longsight.server.errors import invalid, not_found
 from longsight.server.fetch import FetchLimits
@@ -25,7 +25,6 @@ from longsight.server.gate import Gate
 from longsight.server.limits import Limits
 from longsight.server.responses.store import ResponseStore
 from longsight.server.signing import Signer
-from longsight.server.turn import Turn
 from longsight.server.usage import Meter, UsageRecord
 
 DECENT_ANSWER = 4096  # tokens
@@ -43,7 +42,7 @@ class Service:
     """What the endpoints work with.
 
     chat_template: the checkpoint's own; None for MiniMax-M3's format. aliases: other names of the model.
-    chat_max_tokens: the length of a chat answer whose request doesn't say.
+    chat_max_tokens: the length of a chat answer whose request doesn't say (SamplingDefaults.chat_tokens).
     body_limit: bytes. keep_alive: seconds of silence after which a stream says that it lives. reasoning_format: where
     chat completions put the thinking if the request doesn't say, apart or inline in the content. limits: what a request
     may take. authenticator: checks API keys, None: nobody is asked for one. gate: who may go in; meter: keeps the
@@ -107,67 +106,19 @@ class Service:
             self.driver.engine.check(request)
         return requests
 
-    def prompt_tokens(self, turn: Turn) -> int:
+    def prompt_tokens(self, turn: ChatRequest) -> int:
         """How many tokens the turn's prompt has: what the real request would count."""
-        return len(self._prompt(turn).tokens)
+        prompt = self.chat_format.prompt(turn.messages, turn.tools, turn.thinking, turn.template_options)
+        return len(prompt.tokens)
 
-    def choices(self, turn: Turn) -> list[Choice]:
+    def choices(self, turn: ChatRequest) -> list[Choice]:
         """The answers to a turn, as requests that the engine will take. On a worker thread: rendering and tokenizing a
         megabyte takes a while. Raises ApiError, ChatError, SchemaError, or what the engine refuses."""
         self.check_model(turn.model)
-        prompt = self._prompt(turn)
-        grammar = self._grammar(turn, prompt.start)
-        known = {name: tool.parameters for name, tool in turn.tools_by_name.items()}
-        called = known or any(message.calls for message in turn.messages)
-        may_call = bool(called) and turn.tool_choice.kind != "none"
-        params = replace(
-            self._in_markup(turn.params, may_call=may_call),
-            max_tokens=self.answer_length(len(prompt.tokens), turn.max_tokens, self.chat_max_tokens),
-            grammar=grammar,
-        )
-        return [
-            Choice(
-                request,
-                i,
-                OutputParser(
-                    prompt.start,
-                    known,
-                    calls=may_call,
-                    forgiving=grammar is None,
-                ),
-                turn.stop,
-                end_think_id(self.tokenizer.added_tokens),
-                None if turn.parallel_calls else 1,
-            )
-            for i, request in enumerate(self.requests(prompt.tokens, params, turn.service_tier))
-        ]
-
-    def _prompt(self, turn: Turn) -> Prompt:
-        return self.chat_format.prompt(turn.messages, turn.tools, turn.thinking, turn.template_options)
-
-    def _grammar(self, turn: Turn, start: Start) -> Grammar | None:
-        # A template without thinking leaves nothing undecided: the answer begins with the content.
-        section: Start = start if self.chat_format.thinks else "content"
-        wanted, tools = turn.answer_format, [(tool.name, tool.parameters) for tool in turn.tools]
-        parallel, kind = turn.parallel_calls, turn.tool_choice.kind
-        if kind == "required":
-            return tool_grammar(tools, only=turn.tool_choice.name, parallel=parallel, start=section)
-        answer: tuple[JsonKind, str] | None = None
-        if wanted and wanted.kind in ("json_object", "json_schema") and isinstance(wanted.value, str):
-            answer = wanted.kind, wanted.value
-        free = {name for name, tool in turn.tools_by_name.items() if not tool.strict}
-        some_strict = len(free) < len(turn.tools_by_name)
-        if kind == "auto" and tools and (answer or (some_strict and not wanted)):
-            return tool_grammar(tools, parallel=parallel, start=section, optional=True, answer=answer, free=free)
-        return format_grammar(*answer, section) if answer else wanted
-
-    def _in_markup(self, params: SamplingParams, *, may_call: bool) -> SamplingParams:
-        """No call is begun where none may be made, and the markers of turns end the answer: none belongs to one."""
-        added = self.tokenizer.added_tokens
-        suppressed = [added[NAMESPACE]] if NAMESPACE in added and not may_call else []
-        ends = [added[marker] for marker in TURN_MARKERS if marker in added and not params.ignore_eos]
-        return replace(
-            params,
-            suppress_tokens=(*params.suppress_tokens, *suppressed),
-            stop_token_ids=(*params.stop_token_ids, *ends),
-        )
+        prepared = prepare(turn, self.chat_format, self.tokenizer.added_tokens)
+        length = self.answer_length(len(prepared.prompt), turn.max_tokens, self.chat_max_tokens)
+        params = replace(prepared.params, max_tokens=length)
+        if turn.max_tokens is None:
+            params = replace(params, max_repetition=CHAT_MAX_REPETITION)
+        requests = self.requests(prepared.prompt, params, turn.service_tier)
+        return [prepared.reader(Choice, request=request, index=i) for i, request in enumerate(requests)]

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from longsight.chat.errors import SchemaError
+from longsight.chat.request import ChatRequest
 from longsight.engine import ContextLengthError, InvalidRequestError
 from longsight.server.answers import Choice
 from longsight.server.anthropic.fields import MessagesFields
@@ -22,7 +23,6 @@ from longsight.server.exchange import Exchange
 from longsight.server.schema import checked
 from longsight.server.service import Service
 from longsight.server.sse import EventStream, event_frame
-from longsight.server.turn import Turn
 
 PING: Mapping[str, Any] = {"type": "ping"}
 
@@ -47,7 +47,7 @@ async def messages(http: HttpRequest) -> Response:
     return JSONResponse(whole, headers=dict(exchange.headers()))
 
 
-def _prepare(service: Service, body: str) -> tuple[MessagesFields, Turn, list[Choice]]:
+def _prepare(service: Service, body: str) -> tuple[MessagesFields, ChatRequest, list[Choice]]:
     fields = checked(MessagesFields, body)
     turn = fields.turn(service.defaults)
     try:

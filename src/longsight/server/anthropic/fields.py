@@ -10,11 +10,11 @@ from typing import Any, cast, get_args
 from pydantic import BaseModel, ConfigDict
 
 from longsight.chat.messages import Thinking
+from longsight.chat.request import ChatRequest
 from longsight.engine import Grammar, InvalidRequestError, SamplingDefaults, SamplingParams
 from longsight.server.anthropic.messages import conversation
 from longsight.server.anthropic.tools import tool_choice, tools
 from longsight.server.errors import invalid, show
-from longsight.server.turn import Turn
 
 MODES = get_args(Thinking)
 TIERS: Mapping[str, str] = {"priority": "priority"}  # the rest, "auto" and "standard_only", is standard
@@ -53,12 +53,12 @@ class MessagesFields(BaseModel):
         """Where the form of the answer is asked for."""
         return "output_config.format" if self.output_format is None else "output_format"
 
-    def turn(self, defaults: SamplingDefaults) -> Turn:
+    def turn(self, defaults: SamplingDefaults) -> ChatRequest:
         """Raises ApiError or ChatError naming what is wrong."""
         params = self._sampling(defaults)
         declared = tools(self.tools)
         choice, parallel = tool_choice(self.tool_choice, declared)
-        return Turn(
+        return ChatRequest(
             model=self.model,
             messages=conversation(self.system, self.messages),
             params=replace(params, stop=()),

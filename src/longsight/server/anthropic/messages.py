@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from longsight.chat.messages import PARAGRAPH, ChatMessage, ToolCall
+from longsight.chat.openai_messages import call_name
 from longsight.server.anthropic.blocks import block_of, is_foreign, plain, string, text_of, unknown
 from longsight.server.errors import invalid, show
-from longsight.server.openai_messages import call_name
 
 FAILED = "Error: "  # before a result that the client marks as a failure: the chat format has no mark of its own
 ROLES = ("user", "assistant", "system")

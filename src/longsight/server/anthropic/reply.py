@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from longsight.chat.answer import Finish
 from longsight.chat.events import Arguments, CallEnd, CallStart, Content, Event, Reasoning
-from longsight.server.answers import Finish, Piece
+from longsight.server.answers import Piece
 from longsight.server.exchange import Exchange, Usage
 from longsight.server.signing import Signer
 

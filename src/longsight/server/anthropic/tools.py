@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from longsight.chat.messages import Tool
+from longsight.chat.openai_messages import required
+from longsight.chat.request import ToolChoice
 from longsight.server.errors import invalid, show
-from longsight.server.openai_messages import required
-from longsight.server.turn import ToolChoice
 
 CHOICES = ("auto", "any", "tool", "none")
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from longsight.chat.answer import Finish
 from longsight.chat.events import Arguments, CallEnd, CallStart, Content, Event, Reasoning
-from longsight.server.answers import Finish, Piece
+from longsight.server.answers import Piece
 from longsight.server.errors import ApiError
 from longsight.server.exchange import Exchange
 from longsight.server.responses.output import CallItem, CustomCallItem, Item, MessageItem, ReasoningItem, Status

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from longsight.chat.messages import ChatMessage, Role, ToolCall
+from longsight.chat.openai_messages import arguments_of, call_name, no_media
 from longsight.server.errors import invalid, show
-from longsight.server.openai_messages import arguments_of, call_name, no_media
 from longsight.server.responses.tools import INPUT, model_name
 from longsight.server.signing import Signer
 

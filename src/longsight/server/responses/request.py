@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from longsight.chat.request import ChatRequest
 from longsight.server.answers import Choice
 from longsight.server.chat_completions import TIERS
 from longsight.server.errors import invalid, show
@@ -18,7 +19,6 @@ from longsight.server.responses.fields import ResponsesFields, parse_fields
 from longsight.server.responses.items import Conversation
 from longsight.server.responses.tools import Toolbox
 from longsight.server.service import Service
-from longsight.server.turn import Turn
 
 PREVIOUS = "previous_response_id"
 MAX_WARNING = 1000  # characters of the header
@@ -31,7 +31,7 @@ class Prepared:
 
     id: str
     fields: ResponsesFields
-    turn: Turn
+    turn: ChatRequest
     toolbox: Toolbox
     input: bytes
     warnings: Sequence[str]
@@ -113,7 +113,7 @@ def read(service: Service, body: str, caller: Caller) -> Prepared:
     conversation = Conversation(service.signer)
     messages = conversation.messages(_all_items(service, fields, own, caller))
     require_root_scope(caller, messages)
-    turn = Turn(
+    turn = ChatRequest(
         model=fields.model,
         messages=messages,
         params=replace(params, stop=()),

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from longsight.chat.messages import Tool
+from longsight.chat.openai_messages import required
+from longsight.chat.request import ToolChoice
 from longsight.server.errors import invalid, show
-from longsight.server.openai_messages import required
-from longsight.server.turn import ToolChoice
 
 INPUT = "input"  # the one argument by which a custom tool's free text is declared to the model
 CHOICES = (

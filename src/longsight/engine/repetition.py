@@ -6,21 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-TAIL = 256  # tokens at an answer's end that are looked at,
-SHORTEST = 96  # if there are so many
+SHORTEST = 96  # tokens that a piece repeated must fill before an answer counts as stuck
 LONGEST_PERIOD = 32
 
 
-def is_stuck(output: Sequence[int]) -> bool:
-    """Whether an answer ends in the same piece of at most 32 tokens, over and over, for 96 tokens or more.
+def is_stuck(output: Sequence[int], tokens: int = SHORTEST) -> bool:
+    """Whether an answer ends in the same piece of at most 32 tokens, over and over, for `tokens` tokens or more.
 
     A table's rule or a run of blanks may look like that too: a rate that rises is what to look at, not one answer.
     """
-    if len(output) < SHORTEST:
+    if len(output) < tokens:
         return False
-    tail = np.asarray(output[-TAIL:])
+    tail = np.asarray(output[-(tokens + LONGEST_PERIOD) :])
     for period in range(1, LONGEST_PERIOD + 1):
         differs = np.flatnonzero(tail[period:] != tail[:-period])
-        if len(tail) - (differs[-1] + period + 1 if len(differs) else 0) >= SHORTEST:
+        if len(tail) - (differs[-1] + period + 1 if len(differs) else 0) >= tokens:
             return True
     return False

@@ -19,17 +19,17 @@ class ToolChoice:
 
 
 @dataclass(frozen=True)
-class Turn:
+class ChatRequest:
     """One request to continue a conversation.
 
     params: how tokens are chosen; its max_tokens counts reasoning too, its `stop` is empty, because `stop` here ends
-    the content only. max_tokens None: as much as the server gives by default. answer_format: what the content must look
+    the content only. max_tokens None: the default of the model. answer_format: what the content must look
     like. template_options: further names for the checkpoint's template.
     """
 
-    model: str
     messages: Sequence[ChatMessage]
     params: SamplingParams
+    model: str = ""
     max_tokens: int | None = None
     tools: Sequence[Tool] = ()
     tool_choice: ToolChoice = ToolChoice()

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from longsight.chat.errors import ChatError, show
 from longsight.chat.messages import ChatMessage, Role, Tool, ToolCall
-from longsight.server.errors import ApiError, invalid, show
-from longsight.server.turn import ToolChoice
+from longsight.chat.request import ToolChoice
 
 ROLES: Mapping[str, Role] = {
     "root": "root",
@@ -24,25 +24,25 @@ CHOICES = 'none, auto, required, or {"type": "function", "function": {"name": ..
 
 
 def messages(given: Sequence[Any]) -> list[ChatMessage]:
-    """Raises ApiError 400 naming the message and the part of it that is wrong."""
+    """Raises ChatError naming the message and the part of it that is wrong."""
     if not given:
-        raise invalid("messages is empty; it must hold at least one message", "messages")
+        raise ChatError("messages is empty; it must hold at least one message", "messages")
     return [_message(message, f"messages.{i}") for i, message in enumerate(given)]
 
 
 def _message(given: Any, path: str) -> ChatMessage:
     if not isinstance(given, dict):
-        raise invalid(f"{path} is {show(given)}; it must be an object with role and content", path)
+        raise ChatError(f"{path} is {show(given)}; it must be an object with role and content", path)
     role = given.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        raise invalid(f"{path}.role is {show(role)}; it must be one of {', '.join(ROLES)}", f"{path}.role")
+        raise ChatError(f"{path}.role is {show(role)}; it must be one of {', '.join(ROLES)}", f"{path}.role")
     calls = _calls(given.get("tool_calls"), f"{path}.tool_calls") if role == "assistant" else ()
     content = given.get("content")
     if content is None and (calls or (role == "assistant" and isinstance(given.get("reasoning_content"), str))):
         content = ""
     call_id = given.get("tool_call_id")
     if role == "tool" and not isinstance(call_id, str):
-        raise invalid(
+        raise ChatError(
             f"{path}.tool_call_id is {show(call_id)}; it must be the id of the call that this message answers",
             f"{path}.tool_call_id",
         )
@@ -62,7 +62,7 @@ def text_of(content: Any, path: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise invalid(f"{path} is {show(content)}; it must be text or a list of text parts", path)
+        raise ChatError(f"{path} is {show(content)}; it must be text or a list of text parts", path)
     return "".join(_part(part, f"{path}.{i}") for i, part in enumerate(content))
 
 
@@ -71,15 +71,15 @@ def _part(part: Any, path: str) -> str:
     if kind in MEDIA:
         raise no_media(path, str(kind))
     if kind not in ("text", "refusal"):
-        raise invalid(f"{path} is of type {show(kind)}; this server accepts text parts", path)
+        raise ChatError(f"{path} is of type {show(kind)}; this server accepts text parts", path)
     if not isinstance(part.get(kind), str):
-        raise invalid(f"{path}.{kind} is {show(part.get(kind))}; it must be a string", f"{path}.{kind}")
+        raise ChatError(f"{path}.{kind} is {show(part.get(kind))}; it must be a string", f"{path}.{kind}")
     return str(part[kind])
 
 
-def no_media(path: str, kind: str) -> ApiError:
-    """400: a picture or film for a model that reads text."""
-    return invalid(
+def no_media(path: str, kind: str) -> ChatError:
+    """A picture or film for a model that reads text."""
+    return ChatError(
         f"{path} is of type {kind}; the model on this server reads text only", path, code="unsupported_media"
     )
 
@@ -99,14 +99,14 @@ def _calls(given: Any, path: str) -> tuple[ToolCall, ...]:
     if given is None:
         return ()
     if not isinstance(given, list):
-        raise invalid(f"{path} is {show(given)}; it must be a list of calls", path)
+        raise ChatError(f"{path} is {show(given)}; it must be a list of calls", path)
     return tuple(_call(call, f"{path}.{i}") for i, call in enumerate(given))
 
 
 def _call(given: Any, path: str) -> ToolCall:
     function = given.get("function") if isinstance(given, dict) else None
     if not isinstance(function, dict) or not isinstance(given.get("id"), str):
-        raise invalid(f"{path} is {show(given)}; it must have an id and a function with name and arguments", path)
+        raise ChatError(f"{path} is {show(given)}; it must have an id and a function with name and arguments", path)
     return ToolCall(
         given["id"],
         call_name(function.get("name"), f"{path}.function.name"),
@@ -124,9 +124,9 @@ def arguments_of(given: Any, path: str) -> Mapping[str, Any]:
     try:
         found = json.loads(given) if isinstance(given, str) and given.strip() else given or {}
     except (ValueError, RecursionError) as error:
-        raise invalid(f"{path} is not valid JSON: {error}", path) from error
+        raise ChatError(f"{path} is not valid JSON: {error}", path) from error
     if not isinstance(found, dict):
-        raise invalid(f"{path} is {show(given)}; it must be a JSON object, as text", path)
+        raise ChatError(f"{path} is {show(given)}; it must be a JSON object, as text", path)
     return found
 
 
@@ -136,7 +136,7 @@ def tools(given: Sequence[Any] | None) -> list[Tool]:
     for i, tool in enumerate(given or ()):
         path = f"tools.{i}"
         if not isinstance(tool, dict) or tool.get("type") != "function" or not isinstance(tool.get("function"), dict):
-            raise invalid(f'{path} is {show(tool)}; it must be {{"type": "function", "function": {{...}}}}', path)
+            raise ChatError(f'{path} is {show(tool)}; it must be {{"type": "function", "function": {{...}}}}', path)
         # What the server is asked to hold is not for the model to read.
         function = {key: value for key, value in tool["function"].items() if key != "strict"}
         found.append(Tool.declare(function, f"{path}.function", tool["function"].get("strict")))
@@ -144,7 +144,7 @@ def tools(given: Sequence[Any] | None) -> list[Tool]:
 
 
 def tool_choice(given: Any, tools: Sequence[Tool], path: str = "tool_choice") -> ToolChoice:
-    """Raises ApiError 400 for a choice that is none, and for one of a tool that is not declared."""
+    """Raises ChatError for a choice that is none, and for one of a tool that is not declared."""
     if given is None or given == "auto":
         return ToolChoice()
     if given == "none":
@@ -152,7 +152,7 @@ def tool_choice(given: Any, tools: Sequence[Tool], path: str = "tool_choice") ->
     name: Any = None
     if given != "required":
         if not isinstance(given, dict) or given.get("type") != "function":
-            raise invalid(f"{path} is {show(given)}; it must be {CHOICES}", path)
+            raise ChatError(f"{path} is {show(given)}; it must be {CHOICES}", path)
         function = given.get("function")
         name = function.get("name") if isinstance(function, dict) else given.get("name")
     return required(name, tools, path, any_tool=given == "required")
@@ -162,7 +162,7 @@ def required(name: Any, tools: Sequence[Tool], path: str, *, any_tool: bool) -> 
     """At least one call: of any tool, or of the named one."""
     names = [tool.name for tool in tools]
     if not any_tool and name not in names:
-        raise invalid(f"{path} names the tool {show(name)}; declared are {', '.join(names) or 'none'}", path)
+        raise ChatError(f"{path} names the tool {show(name)}; declared are {', '.join(names) or 'none'}", path)
     if not names:
-        raise invalid(f"{path} asks for a call, but no tools are declared", path)
+        raise ChatError(f"{path} asks for a call, but no tools are declared", path)
     return ToolChoice("required", None if any_tool else str(name))
