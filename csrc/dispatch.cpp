@@ -4,18 +4,46 @@
 
 #include "args.h"
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 #define LS_DECLARE(ns)              \
   namespace ns {                    \
   extern const ls_kernels kernels;  \
   }
 LS_DECLARE(ls_generic)
-#if defined(LS_X86)
+#if defined(__x86_64__)
 LS_DECLARE(ls_avx2)
 LS_DECLARE(ls_avx512)
 LS_DECLARE(ls_avx512_bf16)
+#elif defined(__aarch64__)
+LS_DECLARE(ls_neon)
+LS_DECLARE(ls_neon_bf16)
 #endif
 
 namespace {
+
+#if defined(__aarch64__)
+// Dot products of bf16 (FEAT_BF16) and of 8-bit integers of either sign (FEAT_I8MM).
+bool has_bf16_and_i8mm() {
+#if defined(__linux__)
+  constexpr unsigned long I8MM = 1 << 13, BF16 = 1 << 14;  // HWCAP2_*, which older headers lack
+  return (getauxval(AT_HWCAP2) & (I8MM | BF16)) == (I8MM | BF16);
+#elif defined(__APPLE__)
+  const auto has = [](const char* name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return !sysctlbyname(name, &value, &size, nullptr, 0) && value;
+  };
+  return has("hw.optional.arm.FEAT_BF16") && has("hw.optional.arm.FEAT_I8MM");
+#else
+  return false;
+#endif
+}
+#endif
 
 struct Choice {
   const ls_kernels* kernels;
@@ -25,13 +53,16 @@ struct Choice {
 // Best first.
 const Choice* choices(int* count) {
   static const Choice list[] = {
-#if defined(LS_X86)
+#if defined(__x86_64__)
       {&ls_avx512_bf16::kernels, bool(__builtin_cpu_supports("avx512bf16")) && bool(__builtin_cpu_supports("avx512vl")) &&
                                      bool(__builtin_cpu_supports("avx512bw")) &&
                                      bool(__builtin_cpu_supports("avx512vnni"))},
       {&ls_avx512::kernels, bool(__builtin_cpu_supports("avx512f")) && bool(__builtin_cpu_supports("avx512vl")) &&
                                 bool(__builtin_cpu_supports("avx512bw")) && bool(__builtin_cpu_supports("avx512dq"))},
       {&ls_avx2::kernels, bool(__builtin_cpu_supports("avx2")) && bool(__builtin_cpu_supports("fma"))},
+#elif defined(__aarch64__)
+      {&ls_neon_bf16::kernels, has_bf16_and_i8mm()},
+      {&ls_neon::kernels, true},  // part of every 64-bit Arm
 #endif
       {&ls_generic::kernels, true},
   };

@@ -31,7 +31,7 @@ LS_NOINLINE void outer_tile(const A_of<T>* a, size_t lda, const uint32_t* b, siz
         for (int n = 0; n < NV; n++) acc[r][n] = fma(av, bv[n], acc[r][n]);
       }
     } else {
-#if defined(__AVX512BF16__)
+#if defined(LS_BF16_DOT)
       vu bv[NV];
 #pragma GCC unroll 8
       for (int n = 0; n < NV; n++) bv[n] = load_lanes(b + n * VL);
@@ -39,7 +39,7 @@ LS_NOINLINE void outer_tile(const A_of<T>* a, size_t lda, const uint32_t* b, siz
       for (int r = 0; r < ROWS; r++) {
         const vu av = set1_lane(((const uint32_t*)a)[s * lda + r]);
 #pragma GCC unroll 8
-        for (int n = 0; n < NV; n++) asm("vdpbf16ps %2, %1, %0" : "+v"(acc[r][n]) : "v"(bv[n]), "v"(av));
+        for (int n = 0; n < NV; n++) add_dot_of_pairs(acc[r][n], av, bv[n]);
       }
 #else
       vf even[NV], odd[NV];

@@ -309,6 +309,13 @@ LS_INLINE void store_columns(A_of<T>* at, size_t ld, int j, vf first, vf second)
     _mm512_storeu_si512((uint32_t*)at + j, _mm512_permutexvar_epi16(_mm512_load_si512(order), both));
     return;
   }
+#elif defined(LS_BF16_DOT)
+  if constexpr (sizeof(A_of<T>) == 2) {
+    const bfloat16x8_t both = vcvtq_high_bf16_f32(vcvtq_low_bf16_f32((float32x4_t)first), (float32x4_t)second);
+    const uint16x8_t words = vreinterpretq_u16_bf16(both);
+    vst1q_u16((uint16_t*)((uint32_t*)at + j), vzip1q_u16(words, vextq_u16(words, words, 4)));
+    return;
+  }
 #endif
   store((float*)at + j, first);
   store((float*)at + ld + j, second);

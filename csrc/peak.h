@@ -13,7 +13,7 @@ inline double seconds_now() {
 
 // `rounds` x CHAINS independent multiply-accumulates, starting from fresh zeros (as a tile does); returns a lane of each so
 // that none is dropped. Both operands are 0x3f803f80, two bf16 ones.
-constexpr int CHAINS = VL == 16 ? 24 : 12;
+constexpr int CHAINS = MR * NV_MAX > 16 ? 24 : 12;
 
 template <bool BF16>
 LS_NOINLINE float spin(int rounds) {
@@ -21,23 +21,24 @@ LS_NOINLINE float spin(int rounds) {
 #pragma GCC unroll 24
   for (int i = 0; i < CHAINS; i++) {
     acc[i] = vf{};
-    asm volatile("" : "+v"(acc[i]));
+    keep_in_register(acc[i]);
   }
   vf x = set1(1.00196838f), y = set1(1.00196838f);
-  asm volatile("" : "+v"(x), "+v"(y));
+  keep_in_register(x);
+  keep_in_register(y);
   for (int n = 0; n < rounds; n++) {
 #pragma GCC unroll 24
     for (int i = 0; i < CHAINS; i++) {
-#if defined(__AVX512BF16__)
+#if defined(LS_BF16_DOT)
       if constexpr (BF16) {
-        asm volatile("vdpbf16ps %2, %1, %0" : "+v"(acc[i]) : "v"(x), "v"(y));
+        add_dot_of_pairs(acc[i], (vu)x, (vu)y);
         continue;
       }
 #endif
       acc[i] = fma(x, y, acc[i]);
     }
 #pragma GCC unroll 24
-    for (int i = 0; i < CHAINS; i++) asm volatile("" : "+v"(acc[i]));
+    for (int i = 0; i < CHAINS; i++) keep_in_register(acc[i]);
   }
   float sum = 0;
 #pragma GCC unroll 24
@@ -47,7 +48,7 @@ LS_NOINLINE float spin(int rounds) {
 
 // FLOP/s (FMA = 2) of `threads` threads over `seconds` seconds of the multiply-accumulate the kernels use.
 inline double peak_flops(int is_bf16, int threads, double seconds) {
-#if defined(__AVX512BF16__)
+#if defined(LS_BF16_DOT)
   const double per_round = double(CHAINS) * VL * (is_bf16 ? 4 : 2);
 #else
   const double per_round = double(CHAINS) * VL * 2;

@@ -12,10 +12,17 @@
 #include <limits>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(LS_NEON)
+#include <arm_neon.h>
 #endif
 
 #define LS_INLINE inline __attribute__((always_inline))
 #define LS_NOINLINE __attribute__((noinline))
+
+// Dot products of bf16 pairs: the tile then multiplies bf16 as it is stored.
+#if defined(__AVX512BF16__) || (defined(LS_NEON) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC))
+#define LS_BF16_DOT
+#endif
 
 namespace LS_NS {
 
@@ -24,6 +31,10 @@ namespace LS_NS {
 constexpr int VL = 16, MR = 6, NV_MAX = 4;
 #elif defined(__AVX2__)
 constexpr int VL = 8, MR = 4, NV_MAX = 2;
+#elif defined(LS_NEON) && defined(LS_BF16_DOT)
+constexpr int VL = 4, MR = 5, NV_MAX = 4;  // with six rows gcc 12 spills
+#elif defined(LS_NEON)
+constexpr int VL = 4, MR = 4, NV_MAX = 4;  // widened bf16 takes two vectors for each of B
 #else
 constexpr int VL = 4, MR = 2, NV_MAX = 4;
 #endif
@@ -93,6 +104,29 @@ LS_INLINE vf vmax(vf a, vf b) {
 }
 LS_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }  // contracted where the machine has it
 
+#if defined(LS_BF16_DOT)
+// sum[i] += a[2i] * b[2i] + a[2i + 1] * b[2i + 1], of bf16 pairs in 32-bit lanes.
+LS_INLINE void add_dot_of_pairs(vf& sum, vu a, vu b) {
+#if defined(__AVX512BF16__)
+  // As an intrinsic, gcc 12 spills every accumulator in every step; as a statement it keeps them in registers.
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(b), "v"(a));
+#else
+  sum = (vf)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)a, (bfloat16x8_t)b);
+#endif
+}
+#endif
+
+// Hides x from the optimiser, in the register that it is in.
+LS_INLINE void keep_in_register(vf& x) {
+#if defined(__x86_64__)
+  asm volatile("" : "+v"(x));
+#elif defined(__aarch64__)
+  asm volatile("" : "+w"(x));
+#else
+  asm volatile("" : "+m"(x));
+#endif
+}
+
 LS_INLINE float hmax(vf x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps((__m512)x);
@@ -147,8 +181,12 @@ LS_INLINE vf exp2_nonpositive(vf x) {
   const vf r = (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x); 0 at -inf
 #else
   const vf clamped = vmax(x, set1(-127.0f));
+#if defined(LS_NEON)
+  const vf f = (vf)vrndmq_f32((float32x4_t)clamped);
+#else
   vf f = __builtin_convertvector(__builtin_convertvector(clamped, vi), vf);  // truncated
   f = f > clamped ? f - 1.0f : f;
+#endif
   const vf r = clamped - f;
 #endif
   vf p;
@@ -181,6 +219,13 @@ LS_INLINE void store_row(bf16* p, vf x) {
 #if defined(__AVX512BF16__)
   const __m256bh h = _mm512_cvtneps_pbh((__m512)x);
   memcpy(p, &h, 32);
+#elif defined(LS_NEON) && defined(LS_BF16_DOT)
+  const bfloat16x4_t h = vcvt_bf16_f32((float32x4_t)x);
+  memcpy(p, &h, 8);
+#elif defined(LS_NEON)
+  const vu u = (vu)x, rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const uint16x4_t h = vmovn_u32((uint32x4_t)(x != x ? (u >> 16) | 0x40u : rounded));
+  memcpy(p, &h, 8);
 #else
   float lane[VL];
   store(lane, x);
@@ -194,6 +239,8 @@ LS_INLINE vf load_row(const bf16* p) {
       _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 #elif defined(__AVX2__)
   return (vf)_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+#elif defined(LS_NEON)
+  return (vf)vshll_n_u16(vld1_u16(&p->bits), 16);
 #else
   vf r;
   for (int i = 0; i < VL; i++) r[i] = to_float(p[i]);

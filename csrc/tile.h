@@ -15,7 +15,7 @@ struct Operand {
   using A = float;
   static constexpr int PER_LANE = 1;
 };
-#if defined(__AVX512BF16__)
+#if defined(LS_BF16_DOT)
 template <>
 struct Operand<bf16> {
   using A = bf16;
@@ -77,7 +77,7 @@ LS_NOINLINE void tile(const A_of<T>* a, size_t lda, const uint32_t* b, size_t ld
           for (int n = 0; n < NV; n++) acc[r][n] = fma(av, bv[n], acc[r][n]);
         }
       } else {
-#if defined(__AVX512BF16__)
+#if defined(LS_BF16_DOT)
         vu bv[NV];
 #pragma GCC unroll 8
         for (int n = 0; n < NV; n++) bv[n] = load_lanes(b + n * VL);
@@ -86,13 +86,12 @@ LS_NOINLINE void tile(const A_of<T>* a, size_t lda, const uint32_t* b, size_t ld
           uint32_t lane;
           memcpy(&lane, a + r * lda + PER_LANE<T> * size_t(s), 4);
           const vu av = set1_lane(lane);
-          // As intrinsics, gcc 12 spills every accumulator in every step; as statements it keeps them in registers.
 #pragma GCC unroll 8
           for (int n = 0; n < NV; n++) {
             if constexpr (PER_LANE<T> == 4)
               asm("vpdpbusd %2, %1, %0" : "+v"(acc[r][n]) : "v"(bv[n]), "v"(av));  // int32, in the same registers
             else
-              asm("vdpbf16ps %2, %1, %0" : "+v"(acc[r][n]) : "v"(bv[n]), "v"(av));
+              add_dot_of_pairs(acc[r][n], av, bv[n]);
           }
         }
 #else

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import emulated_kernels
 from live_server import LiveServer, live_server
 from longsight.model.constructed import constructed_path
 from tiny_checkpoint import write_tiny_checkpoint
+
+if os.environ.get("LONGSIGHT_TEST_KERNELS") == "aarch64":
+    emulated_kernels.install()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import os
+import platform
 from contextvars import ContextVar
 from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
 from functools import cache
@@ -313,20 +314,24 @@ def _load() -> ctypes.CDLL | str:
     library.ls_stream_read.argtypes, library.ls_stream_read.restype = (c_void_p, c_size_t, c_int), c_double
     asked = os.environ.get("LONGSIGHT_CPU_ISA")
     if asked and library.ls_use_isa(asked.encode()):
-        return f"LONGSIGHT_CPU_ISA={asked} is unknown or cannot run here; usable: {', '.join(_usable(library))}"
+        return (
+            f"LONGSIGHT_CPU_ISA={asked} is unknown or cannot run on this {platform.machine()} processor; "
+            f"it can run: {', '.join(_usable(library))}"
+        )
     return library
 
 
 def _share_openmp() -> None:
     """Make the OpenMP runtime that torch loaded visible to the kernels, so that both use one pool of threads."""
     loaded = Path("/proc/self/maps")
-    paths = (
-        {line.split()[-1] for line in loaded.read_text().splitlines() if "omp" in line} if loaded.exists() else set()
-    )
+    if loaded.exists():
+        paths = {line.split()[-1] for line in loaded.read_text().splitlines() if "omp" in line}
+    else:  # macOS tells no such list; torch brings its runtime there
+        paths = {str(path) for path in (Path(torch.__file__).parent / "lib").glob("lib*omp*.dylib")}
     runtimes = sorted(path for path in paths if Path(path).name.startswith(("libgomp", "libiomp", "libomp")))
-    runtime = runtimes[0] if runtimes else ctypes.util.find_library("gomp")
+    runtime = runtimes[0] if runtimes else ctypes.util.find_library("gomp") or ctypes.util.find_library("omp")
     if runtime is None:
-        raise OSError("no OpenMP runtime (libgomp) found; install it or a torch that brings one")
+        raise OSError("no OpenMP runtime (libgomp or libomp) found; install it or a torch that brings one")
     ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
 
 
@@ -351,7 +356,7 @@ def unavailable_reason() -> str | None:
 
 
 def isa() -> str:
-    """The instruction set in use: avx512_bf16, avx512, avx2 or generic."""
+    """The instruction set in use, one of `usable_isas()`: avx2 or neon, for example."""
     return str(library().ls_isa().decode())
 
 
