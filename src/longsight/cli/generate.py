@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longsight.cli.numbers import positive
 from longsight.cli.options import add_engine_arguments, add_model_arguments, build_engine, load, model_path
 from longsight.cli.paths import InputFile
 from longsight.cli.progress import ProgressBar
+from longsight.cli.sampling import add_sampling_arguments, sampling_params
 
 if TYPE_CHECKING:
     from longsight.engine import Engine, Request
@@ -45,30 +45,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="FILE",
         help="a UTF-8 file with the prompt; - is standard input",
     )
-    parser.add_argument("--max-tokens", type=positive, default=256, metavar="N", help="length of the answer (256)")
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 = always the likeliest token")
-    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach P together")
-    parser.add_argument("--seed", type=int, metavar="N", help="the same seed repeats the same answer")
-    parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
-    )
+    add_sampling_arguments(parser, max_tokens=256)
     add_engine_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from longsight.engine import Request, SamplingDefaults, SamplingParams
+    from longsight.engine import Request
 
     text = args.prompt if args.prompt is not None else read_prompt(args.prompt_file)
     path = model_path(args)
-    defaults = SamplingDefaults.from_checkpoint(path)
-    params = SamplingParams(
-        max_tokens=args.max_tokens,
-        temperature=defaults.temperature if args.temperature is None else args.temperature,
-        top_p=defaults.top_p if args.top_p is None else args.top_p,
-        top_k=defaults.top_k,
-        seed=args.seed,
-        stop=tuple(args.stop),
-    )
+    params = sampling_params(args, path)
     loaded = load(path, args)
     request = Request(loaded.tokenizer.encode(text), params)
     answer(build_engine(loaded, args), request)

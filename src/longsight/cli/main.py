@@ -14,12 +14,13 @@ from longsight import __version__
 from longsight.cli.parser import OptionError, Parser
 from longsight.extras import EXTRA_OF, install_command
 
-COMMANDS = ("serve", "generate", "train", "tokenize", "eval", "convert", "keys", "usage", "cost", "demo")
+COMMANDS = ("serve", "chat", "generate", "train", "tokenize", "eval", "convert", "keys", "usage", "cost", "demo")
 DESCRIPTION = """\
 MiniMax-M3-style models with exact sparse attention, on the hardware you have.
 
   longsight serve                             # serve the embedded model on http://127.0.0.1:8000/v1
   longsight serve path/to/checkpoint          # serve a checkpoint directory
+  longsight chat                              # talk with the embedded model in the terminal
   longsight generate path/to/checkpoint -f book.txt             # continue a text, without a server
   longsight demo                              # read a million tokens and answer from the middle of them
   longsight train examples/recall.toml        # train a model

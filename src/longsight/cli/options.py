@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longsight.cli.numbers import byte_size, http_url, port, positive, seconds, threads
 from longsight.cli.paths import ModelDirectory, OutputDirectory
@@ -100,6 +100,18 @@ def load(path: Path, args: argparse.Namespace) -> Loaded:
     return Loaded(model, Tokenizer.from_dir(path))
 
 
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What add_engine_arguments reads, under the names that Engine and LLM have for it."""
+    return {
+        "max_model_len": args.max_model_len,
+        "kv_bytes": args.kv_memory,
+        "chunk_tokens": args.chunk_tokens,
+        "prefix_cache": not args.no_prefix_cache,
+        "speculate": not args.no_speculation,
+        "kv_dir": args.kv_dir,
+    }
+
+
 def build_engine(loaded: Loaded, args: argparse.Namespace, max_running: int = 1) -> Engine:
     from longsight.engine import Engine
     from longsight.engine.grammar import GrammarCompiler
@@ -110,15 +122,10 @@ def build_engine(loaded: Loaded, args: argparse.Namespace, max_running: int = 1)
     return Engine(
         loaded.model,
         loaded.tokenizer,
-        max_model_len=args.max_model_len,
-        kv_bytes=args.kv_memory,
-        chunk_tokens=args.chunk_tokens,
         max_running=max_running,
-        prefix_cache=not args.no_prefix_cache,
-        speculate=not args.no_speculation,
         grammars=GrammarCompiler(
             model_path(args) / FILE, vocab_size=config.vocab_size, eos_token_ids=config.eos_token_ids
         ),
-        kv_dir=args.kv_dir,
         fingerprint=fingerprint(model_path(args)) if args.kv_dir else b"",
+        **engine_options(args),
     )
