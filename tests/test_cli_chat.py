@@ -20,13 +20,12 @@ from pathlib import Path
 import pytest
 
 from longsight import LLM, SamplingParams
-from longsight.chat.events import Content, Reasoning
-from longsight.chat.messages import ChatMessage
 from longsight.cli.chat_commands import Leave, obey
 from longsight.cli.chat_session import Finished, Reading, Session
 from longsight.cli.chat_terminal import Terminal, figures
 from longsight.cli.main import main
 from longsight.engine import InvalidRequestError
+from longsight.outputs import StreamOutput
 
 COMMAND = [sys.executable, "-m", "longsight.cli.main", "chat", "--temperature", "0", "--threads", "1"]
 FACT = "The secret code for the amber falcon is 4417-KQX."
@@ -96,14 +95,17 @@ def test_an_answer_comes_in_pieces_and_is_remembered(session: Session) -> None:
     news = list(session.answers(f"{FACT}\n\n{QUESTION}"))
     assert isinstance(news[0], Reading)
     assert news[0].tokens > 20
-    said = "".join(n.text for n in news if isinstance(n, Content))
+    said = "".join(n.text for n in news if isinstance(n, StreamOutput))
     assert "4417-KQX" in said
-    assert sum(isinstance(n, Content) for n in news) > 1
+    assert sum(isinstance(n, StreamOutput) for n in news) > 1
     last = news[-1]
     assert isinstance(last, Finished)
     assert last.context == news[0].tokens + last.tokens
     assert not last.cut
-    assert [(m.role, m.content) for m in session.messages] == [("user", f"{FACT}\n\n{QUESTION}"), ("assistant", said)]
+    assert session.messages == [
+        {"role": "user", "content": f"{FACT}\n\n{QUESTION}"},
+        {"role": "assistant", "content": said},
+    ]
 
 
 def test_an_answer_left_early_stays_as_far_as_it_came(session: Session) -> None:
@@ -113,29 +115,31 @@ def test_an_answer_left_early_stays_as_far_as_it_came(session: Session) -> None:
     assert session.messages == []
     answer = session.answers(f"{FACT}\n\n{QUESTION}")
     next(answer)
-    first = next(answer)
-    assert isinstance(first, Content)
+    first = next(piece for piece in answer if isinstance(piece, StreamOutput) and piece.text)
     answer.close()  # type: ignore[attr-defined]
-    assert [m.content for m in session.messages] == [f"{FACT}\n\n{QUESTION}", first.text]
+    assert [m["content"] for m in session.messages] == [f"{FACT}\n\n{QUESTION}", first.text]
 
 
 def test_thinking_is_apart(llm: LLM) -> None:
     session = Session(llm, SamplingParams(temperature=0, max_tokens=8), thinking="enabled")
-    kinds = [type(n) for n in session.answers(f"{FACT}\n\n{QUESTION}")]
-    assert Reasoning in kinds
-    assert session.messages[-1].reasoning
+    thought = "".join(n.reasoning for n in session.answers(f"{FACT}\n\n{QUESTION}") if isinstance(n, StreamOutput))
+    assert thought
+    assert session.messages[-1]["reasoning_content"] == thought
 
 
 def test_the_system_message_is_read(session: Session) -> None:
     session.system = FACT
-    assert "4417-KQX" in "".join(n.text for n in session.answers(QUESTION) if isinstance(n, Content))
+    assert "4417-KQX" in "".join(n.text for n in session.answers(QUESTION) if isinstance(n, StreamOutput))
 
 
 def test_commands(session: Session, tmp_path: Path) -> None:
     assert "/reset" in obey("/help", session)
     obey("/system Be brief.", session)
     assert session.system == "Be brief."
-    session.messages = [ChatMessage("user", "é"), ChatMessage("assistant", "b", "hm")]
+    session.messages = [
+        {"role": "user", "content": "é"},
+        {"role": "assistant", "content": "b", "reasoning_content": "hm"},
+    ]
     file = tmp_path / "c.json"
     assert "3 messages" in obey(f"/save {file}", session)
     assert json.loads(file.read_text()) == [
@@ -170,7 +174,9 @@ def test_wrong_commands(line: str, words: str, session: Session, tmp_path: Path)
 
 
 def test_what_a_model_writes_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
-    Terminal().show([Reading(1), Content("a\x1b[2Jb\rc\x9bd\te\nf [bold]g"), Finished(2, 0.5, 0.5, 10, 20, False)])
+    Terminal().show(
+        [Reading(1), StreamOutput(0, "a\x1b[2Jb\rc\x9bd\te\nf [bold]g", [1]), Finished(2, 0.5, 0.5, 10, 20, False)]
+    )
     assert capsys.readouterr().out == "a[2Jbcd\te\nf [bold]g\n"
 
 

@@ -131,6 +131,8 @@ def test_shell_lines_in_help_run_as_they_are_printed(tmp_path: Path, monkeypatch
     calls = 0
     for snippet in help_snippets("shell"):
         for line in re.sub(r"\\\n", " ", snippet).splitlines():
+            for file in re.findall(r"< (\S+)", line):
+                (tmp_path / file).touch()
             code = (
                 'longsight() { printf "%s\\0" "$@" >&3; }; torchrun() { shift 4; longsight "$@"; }; cat() { :; }; '
                 f"{line}"

@@ -27,7 +27,6 @@ In a terminal, Enter sends. A line that ends with \\ goes on in the next one; so
 \"\"\". Ctrl-C stops an answer or clears the line, Ctrl-D or /exit ends, /help lists the commands. Thinking is shown
 dimmed, and is not written to a pipe or a file.
 """
-MAX_TOKENS = 4096
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -53,7 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="FILE",
         help="keep what was typed in this file; default: chat-history in $XDG_STATE_HOME/longsight",
     )
-    add_sampling_arguments(parser, max_tokens=MAX_TOKENS)
+    add_sampling_arguments(parser)
     add_engine_arguments(parser)
 
 
@@ -74,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     with terminal.waiting("loading the model"):
         llm = LLM(args.model, dtype=dtype, backend=args.backend, max_running=1, **engine_options(args))
     with llm:
-        session = Session(llm, params, model=args.model, system=args.system, thinking=args.thinking)
+        session = Session(llm, params, system=args.system, thinking=args.thinking)
         if piped is None:
             terminal.print(f"{args.model or 'embedded'}, up to {llm.engine.max_model_len:,} tokens; /help for help")
             converse(session, terminal, args.history or default_history())

@@ -56,18 +56,13 @@ def _thinking(session: Session, mode: str) -> str:
     if mode and mode not in get_args(Thinking):
         raise InvalidRequestError(f"thinking is {mode!r}; it must be one of {', '.join(get_args(Thinking))}")
     session.thinking = mode or session.thinking  # type: ignore[assignment]  # one of them, as was just checked
-    return f"thinking is {session.thinking}" + (
-        "" if session.thinks else "; this model's chat template has no thinking modes"
-    )
+    return f"thinking is {session.thinking}"
 
 
 def _save(session: Session, name: str) -> str:
     if not name:
         raise InvalidRequestError("/save needs the name of a file, as /save conversation.json")
-    messages = [{"role": "system", "content": session.system}] if session.system else []
-    for message in session.messages:
-        reasoning = {"reasoning_content": message.reasoning} if message.reasoning else {}
-        messages.append({"role": message.role, "content": message.content, **reasoning})
+    messages = session.conversation()
     try:
         with Path(name).expanduser().open("x", encoding="utf-8") as file:
             json.dump(messages, file, indent=2, ensure_ascii=False)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from longsight.chat.events import Content, Reasoning
 from longsight.cli.chat_session import Finished, News, Reading
 
 PROMPT, MORE, FENCE = "> ", ". ", '"""'
@@ -52,16 +51,17 @@ class Terminal:
                     status.update(f"reading {news.tokens:,} tokens")
                     continue
                 status.stop()
-                if isinstance(news, Reasoning) and self._out.is_terminal:
-                    self._write(news.text, dimmed=True)
-                    thinking = True
-                elif isinstance(news, Content):
-                    self._write("\n\n" * thinking + news.text)
-                    thinking, written = False, True
-                elif isinstance(news, Finished):
+                if isinstance(news, Finished):
                     self._write("\n" if written or self._out.is_terminal else "")
                     if self._out.is_terminal:
                         self.print(figures(news))
+                    continue
+                if news.reasoning and self._out.is_terminal:
+                    self._write(news.reasoning, dimmed=True)
+                    thinking = True
+                if news.text:
+                    self._write("\n\n" * thinking + news.text)
+                    thinking, written = False, True
 
     @contextmanager
     def _stopping(self) -> Iterator[_Status]:

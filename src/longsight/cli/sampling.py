@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from longsight.engine import SamplingParams
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
+def add_sampling_arguments(parser: argparse.ArgumentParser, *, max_tokens: int | None = None) -> None:
+    """max_tokens: what an answer may have at most where the option is silent; None leaves it to the model."""
+    default = "default: the model's own" if max_tokens is None else f"{max_tokens}"
     parser.add_argument(
-        "--max-tokens", type=positive, default=max_tokens, metavar="N", help=f"length of an answer ({max_tokens})"
+        "--max-tokens", type=positive, default=max_tokens, metavar="N", help=f"most tokens of an answer ({default})"
     )
     parser.add_argument("--temperature", type=number, metavar="T", help="0 to 2; 0 = always the likeliest token")
     parser.add_argument(
