@@ -33,8 +33,15 @@ async function ask(path, { body, signal } = {}) {
   } catch {
     // Something in between answered, not in JSON; the status has to do.
   }
-  const message = error.message ?? `The server answered with status ${response.status}.`;
+  const told = error.message ?? `The server answered with status ${response.status}.`;
+  const message = response.status === 401 ? keyMessage(told) : told;
   throw new ApiError(message, { status: response.status, code: error.code, requestId });
+}
+
+/** What a person at the page can do about a 401: the server speaks of headers. */
+function keyMessage(told) {
+  if (settings.key) return `The server does not take the API key that is under Settings: ${told}`;
+  return "For this server an API key is needed. Put yours under Settings; it is kept in this browser only.";
 }
 
 export async function getJson(path, options) {

@@ -1,26 +1,73 @@
-// The page: models, tabs, settings, theme.
+// The page: its parts put together; models, tabs, settings, theme.
 
 import { getJson } from "./api.js";
 import { Chat } from "./chat.js";
 import { byId, errorBox, h } from "./dom.js";
+import { History } from "./history.js";
 import { Scope } from "./scope.js";
 import { bind, set, settings } from "./settings.js";
+import { openStore } from "./store.js";
 import { themeButton } from "./theme.js";
+import { showWelcome } from "./welcome.js";
+
+const SHOWN = "longsight-shown";
 
 const select = byId("model");
 const contexts = new Map(); // model id -> context length
 
 const builtIns = new Map(); // model id -> the built-in model that it is, if it is one
 
-const scope = new Scope({ builtIn: () => builtIns.get(settings.model) });
+const contextLength = () => contexts.get(settings.model);
+
+const scope = new Scope({ builtIn: () => builtIns.get(settings.model), contextLength });
+const store = await openStore();
+const history = new History(store, {
+  async onOpen(id) {
+    const conversation = chat.find(id) ?? (await store.get(id));
+    if (conversation) chat.show(conversation);
+  },
+  onGone: (id) => chat.forget(id),
+  onNamed: (id, title) => chat.rename(id, title),
+});
 const chat = new Chat({
-  contextLength: () => contexts.get(settings.model),
+  contextLength,
   openMicroscope(conversation) {
     show("microscope");
     scope.look(conversation);
     byId("scope-stop").focus();
   },
+  save: (conversation) => history.save(conversation),
+  onShow(id) {
+    remember(id);
+    history.show(id);
+  },
 });
+
+/** Which conversation a window shows outlives a reload, and is the window's own. */
+function remember(id) {
+  try {
+    if (id) sessionStorage.setItem(SHOWN, id);
+    else sessionStorage.removeItem(SHOWN);
+  } catch {
+    // Storage is blocked: a reload begins with a new conversation.
+  }
+}
+
+async function reopen() {
+  let id = null;
+  try {
+    id = sessionStorage.getItem(SHOWN);
+  } catch {
+    // See above.
+  }
+  const conversation = id && (await store.get(id));
+  if (conversation) chat.show(conversation);
+}
+
+function modelChanged() {
+  chat.showContext();
+  showWelcome(builtIns.get(settings.model), (example) => chat.composer.fill(example));
+}
 
 async function loadModels() {
   const place = byId("page-status");
@@ -36,7 +83,7 @@ async function loadModels() {
     if (!contexts.has(settings.model)) set("model", data[0]?.id ?? "");
     select.value = settings.model;
     place.replaceChildren();
-    chat.showContext();
+    modelChanged();
   } catch (error) {
     place.replaceChildren(errorBox(error, loadModels));
   }
@@ -51,7 +98,7 @@ function show(name) {
     tab.tabIndex = chosen ? 0 : -1;
     byId(tab.getAttribute("aria-controls")).hidden = !chosen;
   }
-  history.replaceState(null, "", `#${name}`);
+  window.history.replaceState(null, "", `#${name}`);
   scope.grid.draw();
 }
 
@@ -73,6 +120,10 @@ function openSettings(open) {
   panelButton.setAttribute("aria-expanded", String(open));
 }
 
+document.addEventListener("ask-for-key", () => {
+  openSettings(true);
+  panel.querySelector("[name=key]").focus();
+});
 panelButton.addEventListener("click", () => openSettings(panel.hidden));
 panel.addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
@@ -84,8 +135,9 @@ panel.querySelector("form").addEventListener("submit", (event) => event.preventD
 panel.querySelector("[name=key]").addEventListener("change", loadModels);
 select.addEventListener("change", () => {
   set("model", select.value);
-  chat.showContext();
+  modelChanged();
 });
 themeButton(byId("theme"), () => scope.grid.draw());
+await reopen();
 show(location.hash === "#microscope" ? "microscope" : "chat");
 loadModels();

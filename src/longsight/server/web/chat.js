@@ -1,131 +1,195 @@
-// The conversation: what has been said, and the request for what comes next.
+// The conversation on the page: what was said, and the request for what comes next.
 
-import { events } from "./api.js";
-import { byId } from "./dom.js";
-import { AnswerView, userMessage } from "./message.js";
+import { AnswerView } from "./answer.js";
+import { Composer } from "./composer.js";
+import { byId, eachFrame } from "./dom.js";
+import { learn } from "./estimate.js";
+import { emptyAnswer, Generation } from "./generation.js";
+import { messagesOf } from "./messages.js";
 import { showUsage } from "./meter.js";
 import { sampling, settings, tools } from "./settings.js";
+import { add, children, choose, newConversation, path, titleOf } from "./tree.js";
+import { UserView } from "./user-message.js";
 
+const SAVE_EVERY = 2000; // milliseconds, while an answer grows
 const log = byId("log");
-const composer = byId("composer");
-const input = byId("input");
 const send = byId("send");
 const stop = byId("stop");
+const latest = byId("latest");
 
 export class Chat {
-  /** contextLength() of the chosen model; openMicroscope({messages, tools, thinking}) asks the same there. */
-  constructor({ contextLength, openMicroscope }) {
-    this.contextLength = contextLength;
-    this.openMicroscope = openMicroscope;
-    this.turns = []; // {role: "user", content, element} or {role: "assistant", view, element}
-    this.abort = null;
+  /** contextLength() of the chosen model; openMicroscope({messages, tools, thinking}) asks the same there; save(conversation)
+      keeps it; onShow(id) is told which conversation is shown, null for a new one. */
+  constructor({ contextLength, openMicroscope, save, onShow }) {
+    Object.assign(this, { contextLength, openMicroscope, onShow });
+    this.gone = new Set(); // ids of deleted conversations, whose last words are not kept
+    this.save = (conversation) => this.gone.has(conversation.id) || save(conversation);
+    this.running = new Map(); // conversation id -> Generation; answers go on when another conversation is shown
+    this.composer = new Composer({ onSend: (message) => this.say(message), room: () => this.room() });
     this.following = true; // until somebody scrolls up
-    log.addEventListener("scroll", () => (this.following = log.scrollHeight - log.scrollTop - log.clientHeight < 40));
+    this.follow = eachFrame(() => this.followNow());
+    log.addEventListener("scroll", () => {
+      this.following = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+      latest.hidden = this.following;
+    });
+    latest.addEventListener("click", () => {
+      this.following = true;
+      this.follow();
+    });
     new ResizeObserver(() => this.follow()).observe(log);
-    composer.addEventListener("submit", (event) => {
-      event.preventDefault();
-      this.say();
+    stop.addEventListener("click", () => this.generation?.stop());
+    byId("new-chat").addEventListener("click", () => {
+      this.show(newConversation());
+      this.composer.fill({ content: "", files: [] });
     });
-    input.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-        event.preventDefault();
-        this.say();
-      }
-    });
-    stop.addEventListener("click", () => this.abort?.abort());
-    byId("new-chat").addEventListener("click", () => this.clear());
     document.addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && this.abort && !byId("chat").hidden) this.abort.abort();
+      const open = document.querySelector("dialog[open], .menu");
+      if (event.key === "Escape" && !open && !byId("chat").hidden) this.generation?.stop();
     });
-    this.usage = null;
-    this.showContext();
+    this.show(newConversation());
+  }
+
+  get generation() {
+    return this.running.get(this.conversation.id);
+  }
+
+  /** What the last answer of this branch used. */
+  get usage() {
+    return path(this.conversation).findLast((node) => node.usage)?.usage ?? null;
+  }
+
+  room() {
+    const limit = this.contextLength();
+    return { limit, left: (limit ?? 0) - (this.usage?.total_tokens ?? 0) };
   }
 
   showContext() {
     showUsage(this.usage, this.contextLength());
+    this.composer.changed();
   }
 
-  clear() {
-    this.abort?.abort();
-    this.turns = [];
-    log.querySelectorAll(".message").forEach((element) => element.remove());
-    this.usage = null;
-    this.showContext();
-    input.focus();
-  }
-
-  say() {
-    const content = input.value.trim();
-    if (!content || this.abort) return;
-    input.value = "";
-    this.push({ role: "user", content, element: userMessage(content) });
-    this.answer();
-  }
-
-  push(turn) {
-    this.turns.push(turn);
-    log.append(turn.element);
+  show(conversation) {
+    this.conversation = conversation;
+    this.views = new Map(); // node id -> view
     this.following = true;
+    this.draw();
+    this.onShow(conversation.head ? conversation.id : null);
+  }
+
+  /** The branch that is shown, as views; those that stay keep their state. */
+  draw() {
+    const nodes = path(this.conversation);
+    log.querySelectorAll(".message").forEach((element) => element.remove());
+    for (const node of nodes) {
+      const view = this.views.get(node.id) ?? this.viewOf(node);
+      const versions = children(this.conversation, node.parent);
+      view.setBranch(versions.indexOf(node), versions.length);
+      log.append(view.element);
+    }
+    byId("conversation-title").textContent = nodes.length ? titleOf(this.conversation) : "";
+    this.showContext();
+    this.showRunning();
     this.follow();
   }
 
-  follow() {
+  viewOf(node) {
+    const onBranch = (step) => this.moveBranch(node, step);
+    const view =
+      node.role === "user"
+        ? new UserView(node, { onBranch, onEdit: (content, files) => this.say({ content, files }, node.parent) })
+        : new AnswerView(node, {
+            live: this.generation?.node === node,
+            onBranch,
+            onRetry: () => this.generation || this.answer(node.parent),
+            onMicroscope: () => this.microscope(node),
+            onResults: () => !this.generation && (this.answer(node.id), true),
+            onDraw: () => this.follow(),
+          });
+    this.views.set(node.id, view);
+    return view;
+  }
+
+  moveBranch(node, step) {
+    if (this.generation) return;
+    const versions = children(this.conversation, node.parent);
+    choose(this.conversation, versions[versions.indexOf(node) + step].id);
+    this.following = false;
+    this.draw();
+    this.save(this.conversation);
+  }
+
+  followNow() {
     if (this.following) log.scrollTop = log.scrollHeight;
+    latest.hidden = this.following || log.scrollHeight - log.scrollTop - log.clientHeight < 40;
   }
 
-  /** The protocol's messages of the first `count` turns. */
-  messages(count = this.turns.length) {
-    const messages = settings.system.trim() ? [{ role: "system", content: settings.system }] : [];
-    for (const turn of this.turns.slice(0, count)) {
-      if (turn.role === "user") messages.push({ role: "user", content: turn.content });
-      else messages.push(...spoken(turn.view));
-    }
-    return messages;
+  /** A message after `parent`; returns whether it was taken. */
+  say({ content, files }, parent = this.conversation.head) {
+    if (this.generation) return false;
+    const node = add(this.conversation, parent, { role: "user", content, files });
+    this.answer(node.id);
+    return true;
   }
 
-  /** Forgets the answer of `view` and what came after it, and asks again. */
-  retry(view) {
-    const at = this.turns.findIndex((turn) => turn.view === view);
-    if (this.abort || at < 0) return;
-    for (const turn of this.turns.splice(at)) turn.element.remove();
-    this.answer();
-  }
-
-  async answer() {
-    const messages = this.messages();
-    const asked = { messages };
-    const view = new AnswerView({
-      onRetry: () => this.retry(view),
-      onMicroscope: () => this.openMicroscope(asked),
-      onResults: () => !this.abort && this.answer(),
-      onDraw: () => this.follow(),
-    });
-    this.push({ role: "assistant", view, element: view.element });
-    const abort = (this.abort = new AbortController());
-    this.running(true);
-    const outcome = {};
+  microscope(node) {
+    const messages = messagesOf(path(this.conversation, node.parent), settings.system);
     try {
-      const body = this.request(messages);
-      Object.assign(asked, { tools: body.tools, thinking: body.thinking });
-      for await (const chunk of events("v1/chat/completions", body, abort.signal)) {
-        if (chunk.prompt_progress) view.showProgress(chunk.prompt_progress);
-        if (chunk.usage) outcome.usage = chunk.usage;
-        for (const choice of chunk.choices ?? []) {
-          if (choice.delta) view.add(choice.delta);
-          outcome.finishReason = choice.finish_reason ?? outcome.finishReason;
-        }
-      }
+      this.openMicroscope({ messages, tools: tools(), thinking: thinking() });
     } catch (error) {
-      if (error.name === "AbortError") outcome.finishReason = "cancelled";
-      else outcome.error = error;
+      this.views.get(node.id).complain(error);
     }
-    if (this.abort === abort) this.abort = null;
-    view.end(outcome);
-    if (outcome.usage && view.element.isConnected) {
-      this.usage = outcome.usage;
+  }
+
+  /** Asks for an answer after the node `parent`. */
+  async answer(parent) {
+    const { conversation } = this;
+    const messages = messagesOf(path(conversation, parent), settings.system);
+    const node = add(conversation, parent, emptyAnswer());
+    const view = () => (this.conversation === conversation ? this.views.get(node.id) : undefined);
+    let saved = performance.now();
+    const generation = new Generation(conversation, node, {
+      onChange: () => {
+        view()?.draw();
+        if (performance.now() - saved < SAVE_EVERY) return;
+        saved = performance.now();
+        this.save(conversation);
+      },
+      onProgress: (progress) => view()?.showProgress(progress),
+    });
+    this.running.set(conversation.id, generation);
+    this.following = true;
+    this.draw();
+    this.onShow(conversation.id);
+    this.save(conversation);
+    await generation.run(() => this.request(messages));
+    this.running.delete(conversation.id);
+    conversation.updated = Date.now();
+    view()?.end();
+    if (node.usage) learn(settings.model, JSON.stringify(messages).length, node.usage.prompt_tokens);
+    if (this.conversation === conversation) {
       this.showContext();
+      this.showRunning();
     }
-    this.running(Boolean(this.abort));
+    this.save(conversation);
+  }
+
+  /** The conversation `id` if it is at hand: as it is now, an answer under way included. */
+  find(id) {
+    if (this.conversation.id === id) return this.conversation;
+    return this.running.get(id)?.conversation;
+  }
+
+  rename(id, title) {
+    const conversation = this.find(id);
+    if (conversation) Object.assign(conversation, { title, named: true });
+    if (conversation === this.conversation) byId("conversation-title").textContent = title;
+  }
+
+  /** The conversation `id` is deleted. */
+  forget(id) {
+    this.gone.add(id);
+    this.running.get(id)?.stop();
+    if (this.conversation.id === id) this.show(newConversation());
   }
 
   request(messages) {
@@ -138,29 +202,18 @@ export class Chat {
       return_progress: true,
       reasoning_split: true,
     };
-    if (settings.thinking) body.thinking = { type: settings.thinking };
+    const mode = thinking();
+    if (mode) body.thinking = mode;
     const known = tools();
     if (known) body.tools = known;
     return body;
   }
 
-  running(yes) {
-    stop.hidden = !yes;
-    send.hidden = yes;
+  showRunning() {
+    const running = Boolean(this.generation);
+    stop.hidden = !running;
+    send.hidden = running;
   }
 }
 
-/** An answer as the next request repeats it, with what its tools returned. */
-function spoken(view) {
-  const { content, reasoning, calls } = view.answer;
-  if (!content && !calls.length) return [];
-  const message = { role: "assistant", content };
-  if (reasoning) message.reasoning_content = reasoning;
-  if (!calls.length) return [message];
-  message.tool_calls = calls.map((call) => ({
-    id: call.id,
-    type: "function",
-    function: { name: call.name, arguments: call.arguments },
-  }));
-  return [message, ...view.results()];
-}
+const thinking = () => (settings.thinking ? { type: settings.thinking } : undefined);

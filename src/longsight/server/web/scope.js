@@ -17,9 +17,9 @@ const tooltip = byId("tooltip");
 const canvas = byId("grid");
 
 export class Scope {
-  /** builtIn() names the built-in model that is served, if it is one. */
-  constructor({ builtIn }) {
-    this.builtIn = builtIn;
+  /** builtIn() names the built-in model that is served, if it is one; contextLength() is in tokens. */
+  constructor({ builtIn, contextLength }) {
+    Object.assign(this, { builtIn, contextLength });
     this.conversation = null; // {messages, tools, thinking} from the chat, in place of the text field
     this.needle = null; // the example in the text field: {text, sentence, depth}
     this.tokens = [];
@@ -61,7 +61,9 @@ export class Scope {
   showNeedle() {
     // The embedded model converses; others are asked as the form says.
     if (this.builtIn() === "embedded") form.elements.kind.value = "chat";
-    const needle = needlePrompt(NEEDLE_CHARACTERS, { chat: form.elements.kind.value === "chat" });
+    // It fits whatever the tokenizer is like: no token is less than a character.
+    const characters = Math.min(NEEDLE_CHARACTERS, 0.6 * (this.contextLength() ?? Infinity));
+    const needle = needlePrompt(characters, { chat: form.elements.kind.value === "chat" });
     this.setText(needle.text);
     this.needle = needle;
   }

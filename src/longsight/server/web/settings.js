@@ -2,7 +2,7 @@
 
 const NAME = "longsight";
 
-export const settings = { key: "", model: "", system: "", temperature: "", maxTokens: "", thinking: "", tools: "", theme: "" };
+export const settings = { key: "", model: "", system: "", temperature: "", maxTokens: "", thinking: "", tools: "", theme: "", history: "" };
 
 try {
   Object.assign(settings, JSON.parse(localStorage.getItem(NAME) ?? "{}"));
