@@ -360,8 +360,44 @@ def test_the_name_comes_before_the_arguments() -> None:
     assert events == [CallStart(0, "weather"), Arguments(0, "{")]
 
 
+LOST: list[tuple[str, Start, str, tuple[str, str, list[Any]], bool]] = [
+    ("sixteen closers", "content", f"a{END_THINK * 16}b", ("", "a", []), True),
+    ("fifteen closers", "content", f"a{END_THINK * 15}b", ("", "ab", []), False),
+    ("closers with words between", "content", f"a{END_THINK}b" * 30, ("", "ab" * 30, []), False),
+    ("markers without a tag", "content", f"a{NS * 16}b", ("", "a", []), True),
+    ("markers and lines", "reasoning", f"a{(NS + chr(10)) * 16}b", ("a", "", []), True),
+    ("closing tags", "content", f"a{(NS + '</tool_call>') * 16}b", ("", "a", []), True),
+    ("empty blocks", "content", f"{NS}<tool_call>{NS}</tool_call>" * 9 + HELLO, ("", "", []), True),
+    ("many calls", "content", block(HELLO * 20), ("", "", [PARIS] * 20), False),
+    ("a large call", "content", block(call("f", arg("a", "1") * 40)), ("", "", [("f", {"a": "1"})]), False),
+    ("white space", "content", f"a{' ' * 512}b", ("", f"a{' ' * 512}", []), True),
+    ("a little less of it", "content", f"a{' ' * 511}b", ("", f"a{' ' * 511}b", []), False),
+    ("lines", "undecided", chr(10) * 600 + "b", ("", "", []), True),
+    ("the end of the turn", "content", f"a{TURN}user b", ("", "a", []), True),
+]
+
+
+@pytest.mark.parametrize(("_name", "start", "text", "want", "ended"), LOST, ids=[name for name, *_ in LOST])
+def test_a_model_that_is_lost_comes_to_an_end(
+    _name: str, start: Start, text: str, want: tuple[str, str, list[Any]], ended: bool
+) -> None:
+    for pieces in ([text], list(text), [text[:7], text[7:100], text[100:]]):
+        parser = OutputParser(start, TOOLS)
+        events = [e for piece in pieces for e in parser.push(piece)]
+        assert parser.ended == ended
+        assert shape(Message.of(events + parser.finish())) == want
+
+
+def test_what_a_grammar_writes_may_hold_any_white_space() -> None:
+    text = f"a{' ' * 600}b"
+    assert shape(message(text, "content", forgiving=False)) == ("", text, [])
+
+
 def test_undeclared_tools_leave_no_trace() -> None:
     assert shape(message("a" + block(HELLO), "content", calls=False)) == ("", "a", [])
+    parser = OutputParser("content", calls=False)
+    parser.push("a" + block(HELLO)[:30])
+    assert parser.ended  # nothing after it would be seen
 
 
 def test_too_deep_or_too_large_a_call_is_lost_alone(monkeypatch: pytest.MonkeyPatch) -> None:

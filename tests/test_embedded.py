@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 
@@ -18,7 +19,7 @@ from longsight import LLM, SamplingParams
 from longsight.chat.events import Call
 from longsight.cli.demo_text import gather_text
 from longsight.cli.progress import ProgressBar
-from longsight.model.markup import END_THINK
+from longsight.model.markup import END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 from recipes.embedded import calls
 from recipes.embedded.trials import Haystack, trials
 from test_cli_serve import serve
@@ -81,6 +82,62 @@ def test_a_wish_becomes_a_valid_call(name: str, about: str, parameter: str, wish
     assert call.type == "function"
     assert call.function.name == name
     assert json.loads(call.function.arguments) == {parameter: value}
+
+
+SMALL_TALK = [
+    "hi",
+    "hello",
+    "What can you do?",
+    "",
+    "Bonjour, comment \u00e7a va ?",
+    "\u4f60\u597d",
+    "It rains.",
+    "thanks!",
+]
+
+
+def test_small_talk_ends_and_shows_no_markup() -> None:
+    """No request here names a limit; each answer is seen, and ends long before the model's own."""
+    seen: list[tuple[str, str, int]] = []
+    with serve("--max-model-len", "16384", model=None) as (process, url):
+        root = url.removesuffix("/v1")
+        with (
+            openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client,
+            anthropic.Anthropic(base_url=f"{root}/anthropic", api_key="none", max_retries=0, timeout=60) as other,
+        ):
+            assert client.models.retrieve("longsight").model_dump()["default_max_tokens"] == 4096
+            for text in SMALL_TALK:
+                messages: Any = [{"role": "user", "content": text}]
+                chat = client.chat.completions.create(model="longsight", messages=messages)
+                assert chat.usage is not None
+                seen.append((text, chat.choices[0].message.content or "", chat.usage.completion_tokens))
+                chunks = client.chat.completions.create(model="longsight", messages=messages, stream=True)
+                streamed = "".join(c.choices[0].delta.content or "" for c in chunks)
+                assert streamed == seen[-1][1]
+                response = client.responses.create(model="longsight", input=messages)
+                assert response.usage is not None
+                seen.append((text, response.output_text, response.usage.output_tokens))
+                reply = other.messages.create(model="longsight", max_tokens=4096, messages=messages)
+                seen.append((text, "".join(b.text for b in reply.content if b.type == "text"), 0))
+        process.terminate()
+        assert process.wait(30) == 0
+    for text, answer, tokens in seen:
+        assert answer.strip(), text
+        assert not any(marker in answer for marker in (NAMESPACE, THINK, END_THINK, TURN, END_OF_TURN)), (text, answer)
+        assert tokens <= 300, (text, answer, tokens)
+
+
+def test_small_talk_in_python(llm: LLM) -> None:
+    for text in SMALL_TALK:
+        for thinking in ("adaptive", "disabled"):
+            (answer,) = llm.chat([{"role": "user", "content": text}], thinking=thinking)[0].outputs
+            assert answer.text.strip(), text
+            assert len(answer.token_ids) <= 300
+            assert NAMESPACE not in answer.raw_text
+            limited = SamplingParams(temperature=0, max_tokens=400)
+            (longer,) = llm.chat([{"role": "user", "content": text}], limited, thinking=thinking)[0].outputs
+            assert longer.token_ids[: len(answer.token_ids)] == answer.token_ids
+            assert longer.finish_reason == "stop" or len(longer.token_ids) == 400  # an explicit limit is kept to
 
 
 def test_wishes_for_calls_are_judged(

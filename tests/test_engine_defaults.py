@@ -30,6 +30,7 @@ def test_without_a_file_the_protocols_own(tmp_path: Path) -> None:
         ({"temperature": None, "top_p": 0.9}, SamplingDefaults(1.0, 0.9, 0)),
         ({"do_sample": False, "temperature": 0.7}, SamplingDefaults(0.0, 1.0, 0)),
         ({"do_sample": True}, SamplingDefaults()),
+        ({"max_new_tokens": 900}, SamplingDefaults(max_new_tokens=900)),
     ],
 )
 def test_what_the_checkpoint_says(tmp_path: Path, config: Any, expected: SamplingDefaults) -> None:
@@ -42,6 +43,8 @@ def test_what_the_checkpoint_says(tmp_path: Path, config: Any, expected: Samplin
         ({"temperature": 9}, "temperature is 9"),
         ({"top_p": "a lot"}, "generation_config.json"),
         ({"top_k": -2}, "top_k"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be an integer of at least 1"),
+        ({"max_new_tokens": "many"}, "max_new_tokens is 'many'"),
     ],
 )
 def test_what_makes_no_sense(tmp_path: Path, config: Any, words: str) -> None:
@@ -49,6 +52,12 @@ def test_what_makes_no_sense(tmp_path: Path, config: Any, words: str) -> None:
         SamplingDefaults.from_checkpoint(write(tmp_path, config))
     with pytest.raises(ConfigError, match="not valid JSON"):
         SamplingDefaults.from_checkpoint(write(tmp_path, "{"))
+
+
+def test_how_long_an_answer_may_be_that_names_no_limit() -> None:
+    assert SamplingDefaults(max_new_tokens=900).chat_tokens(1 << 20, built_in=True) == 900
+    assert SamplingDefaults().chat_tokens(1 << 20, built_in=True) == 4096
+    assert [SamplingDefaults().chat_tokens(n) for n in (1000, 1 << 16, 1 << 21)] == [4096, 8192, 131_072]
 
 
 def test_a_cache_that_cannot_be_allocated() -> None:

@@ -143,26 +143,28 @@ class OutputParser:
         if end == WAIT:
             return False
         self._in_tag = False
-        known = tag is not None and tag.name in ("tool_call", "invoke")
-        if self._state is not _State.CALL and not known:
+        if self._state is not _State.CALL and not _is_structure(tag):
             self.anomalies["stray_marker"] += 1
             self._led_nowhere()
             return True  # a false start: what follows is text like any other
         text, self._at = self._pending[self._at : end], end
         if self._state is _State.CALL:
-            events = self._calls.tag(tag, text)
-            self._events += events
-            if not self._calls.open:
+            self._tag_in_call(tag, text)
+            if not self._calls.open and self._state is _State.CALL:
                 self._state, self._after_block = _State.CONTENT, []
-            if events or (text.strip() and not known):
-                self._idle = 0
-            else:
-                self._led_nowhere()
         elif tag is not None and not tag.closes:
             self._begin_calls(tag, text)
         else:
             self._led_nowhere()
         return True
+
+    def _tag_in_call(self, tag: Tag | None, text: str) -> None:
+        events = self._calls.tag(tag, text)
+        self._events += events
+        if events or (text.strip() and not _is_structure(tag)):
+            self._idle = 0
+        else:
+            self._led_nowhere()
 
     def _begin_calls(self, tag: Tag, text: str) -> None:
         if not self._may_call:
@@ -173,7 +175,7 @@ class OutputParser:
             self._events += [Content(piece) for piece in self._after_block]
         self._held, self._after_block = [], None
         self._state = _State.CALL
-        self._events += self._calls.tag(tag, text)
+        self._tag_in_call(tag, text)
 
     def _think(self, *, opens: bool) -> None:
         """A thinking marker. Those out of place, a second opener or closer, are dropped."""
@@ -237,3 +239,8 @@ class OutputParser:
             self._after_block.append(text)
         else:
             self._events.append(Content(text))
+
+
+def _is_structure(tag: Tag | None) -> bool:
+    """Whether a tag is of the markup itself, and so never part of a value."""
+    return tag is not None and tag.name in ("tool_call", "invoke")

@@ -169,7 +169,12 @@ async def model(request: Request) -> Response:
 def _card(service: Service, name: str) -> dict[str, object]:
     longest, limits = service.driver.engine.max_model_len, service.limits
     return {
-        **model_card(name, service.created, limits.context(longest)),
+        **model_card(
+            name,
+            service.created,
+            limits.context(longest),
+            min(service.chat_max_tokens, limits.max_output_tokens, longest),
+        ),
         "aliases": [other for other in (service.model_id, *service.aliases) if other != name],
         "guaranteed_context": limits.floor(longest),
         "max_output_tokens": min(limits.max_output_tokens, longest),

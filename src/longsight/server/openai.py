@@ -223,13 +223,15 @@ class ChatStream:
                 yield {"tool_calls": [{"index": call, "function": {"arguments": json}}]}
 
 
-def model_card(model: str, created: int, context_length: int) -> dict[str, Any]:
+def model_card(model: str, created: int, context_length: int, default_max_tokens: int) -> dict[str, Any]:
+    """default_max_tokens: of a chat answer whose request does not say."""
     return {
         "id": model,
         "object": "model",
         "created": created,
         "owned_by": "longsight",
         "context_length": context_length,
+        "default_max_tokens": default_max_tokens,
         "modalities": ["text"],
         "capabilities": {"json_mode": True, "function_calling": True, "thinking": True, "multimodal": False},
     }

@@ -201,7 +201,9 @@ MESSAGE = record(
     stop_reason={"enum": ["end_turn", "max_tokens", "tool_use", "stop_sequence"]},
     usage=record("input_tokens", "output_tokens", input_tokens=COUNT, output_tokens=COUNT),
 )
-MODEL = record("id", "object", "created", "owned_by", "context_length", object={"const": "model"}, id=TEXT)
+MODEL = record(
+    *("id", "object", "created", "owned_by", "context_length", "default_max_tokens"), object={"const": "model"}, id=TEXT
+)
 ANTHROPIC_MODEL = record("id", "type", "display_name", "created_at", type={"const": "model"}, id=TEXT)
 ANTHROPIC_MODELS = record("data", "has_more", "first_id", "last_id", data=array(ANTHROPIC_MODEL))
 VERSION: Mapping[str, Schema] = {"anthropic-version": {**TEXT, "description": "asks for the shapes of that protocol"}}
