@@ -37,7 +37,10 @@ class StubTokenizer:
 
     encode_plain = encode
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        return [chr(i) for i in ids]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return bytes(ids).decode(errors="replace")
 
 

@@ -51,17 +51,21 @@ class ChatFormat:
         tools: Sequence[Tool] = (),
         thinking: Thinking = "adaptive",
         options: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
     ) -> Prompt:
-        """options: further names for the template. Raises ChatError, with the path, for what cannot be rendered."""
+        """options: further names for the template. add_generation_prompt: end where the answer begins. Raises
+        ChatError, with the path, for what cannot be rendered."""
         quoted = [self._quoted(m) for m in settle(messages)]
         declared = [Tool(t.name, t.parameters, self._quoting.quote_all(t.function)) for t in tools]
         if self._template is None:
-            text = own_format.render(quoted, declared, thinking)
+            text = own_format.render(quoted, declared, thinking, open=add_generation_prompt)
         else:
             given = {name: value for name, value in (options or {}).items() if name not in RESERVED}
             if declared:
                 given["tools"] = [{"type": "function", "function": t.function} for t in declared]
-            text = self._template.render([_plain(m) for m in quoted], **{**given, "thinking_mode": thinking})
+            given |= {"thinking_mode": thinking, "add_generation_prompt": add_generation_prompt}
+            text = self._template.render([_plain(m) for m in quoted], **given)
         start: Start = "undecided"
         if text.endswith(markup.THINK):
             start = "reasoning"

@@ -61,11 +61,14 @@ class ChatTemplate:
         }
         return cls(source, special)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        """The prompt, ending where the assistant's answer begins. Raises ChatError if the template refuses."""
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **options: Any
+    ) -> str:
+        """The prompt. add_generation_prompt: it ends where the assistant's answer begins. Raises ChatError if the
+        template refuses."""
         try:
             return self._template.render(
-                messages=messages, add_generation_prompt=True, **self._special_tokens, **options
+                messages=messages, add_generation_prompt=add_generation_prompt, **self._special_tokens, **options
             )
         except Exception as error:  # a template is other people's program, and can fail in any way
             raise ChatError(f"the model's chat template refuses these messages: {error}") from error

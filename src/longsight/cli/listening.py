@@ -23,11 +23,9 @@ PASSWORD = "LONGSIGHT_SSL_KEYFILE_PASSWORD"
 def host_name(text: str) -> str:
     """A host name, an IPv4 or an IPv6 address, the last with or without brackets."""
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%\w+)?", bare):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a host; give a name or an address, as 127.0.0.1 or ::1")
-    if bare.count(":") == 1:
-        name, _, number = bare.partition(":")
-        raise argparse.ArgumentTypeError(f"{text!r} is not a host; give {name} alone and the port as --port {number}")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%\w+)?", bare):
+        wanted = "give a name or an address alone, as 127.0.0.1 or ::1"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a host; {wanted}, without http:// and without a port")
     return bare
 
 

@@ -97,9 +97,13 @@ class Tokenizer:
             )
         return [array("i", each.ids) for each in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids` without special tokens; bytes that are no UTF-8 become U+FFFD."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of `ids`, without special tokens by default; bytes that are not valid UTF-8 become U+FFFD."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        """Each token as the vocabulary spells it; "" where an id has none."""
+        return [self._tokenizer.id_to_token(index) or "" for index in ids]
 
 
 def _check(text: str) -> None:

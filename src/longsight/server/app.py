@@ -41,6 +41,7 @@ from longsight.server.openapi import openapi
 from longsight.server.proxy import LOOPBACK, Proxied, TrustedProxies
 from longsight.server.responses.endpoints import routes as responses_routes
 from longsight.server.service import Service
+from longsight.server.tokenize import routes as tokenize_routes
 from longsight.server.usage_api import routes as usage_routes
 
 
@@ -72,6 +73,7 @@ def create_app(
             Route("/v1/models/{model:path}", model),
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/v1/completions", completions, methods=["POST"]),
+            *tokenize_routes,
             *file_routes,
             *usage_routes,
             *Microscope().routes(),

@@ -23,6 +23,8 @@ SCOPE_OF = (
     ("/v1/messages", "chat"),
     ("/anthropic/v1/messages", "chat"),
     ("/v1/longsight", "chat"),
+    ("/tokenize", "chat"),
+    ("/detokenize", "chat"),
     ("/v1/files", "files"),
     ("/v1/usage", "usage"),
     ("/v1/token_plan", "usage"),

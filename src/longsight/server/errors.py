@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from longsight.chat.errors import ChatError, SchemaError
@@ -26,6 +26,7 @@ from longsight.engine import (
     QueueFullError,
 )
 from longsight.ops import LongsightError
+from longsight.server.error_page import error_page, wants_page
 from longsight.server.proxy import route_path
 
 log = logging.getLogger("longsight")
@@ -123,9 +124,14 @@ def dialect_of(scope: Scope) -> ErrorDialect:
     return "anthropic" if shared and any(name == b"anthropic-version" for name, _ in scope["headers"]) else "openai"
 
 
-def respond(error: Exception, scope: Scope) -> JSONResponse:
-    """Any exception as the answer to the request of this scope."""
-    return as_api_error(error).response(dialect_of(scope), scope.get("state", {}).get("request_id"))
+def respond(error: Exception, scope: Scope) -> Response:
+    """Any exception as the answer to the request of this scope: in its protocol's JSON, or as a page for a browser."""
+    found, dialect = as_api_error(error), dialect_of(scope)
+    if wants_page(scope):
+        response = error_page(found.status, str(found), scope)
+        response.headers.update(found.headers())
+        return response
+    return found.response(dialect, scope.get("state", {}).get("request_id"))
 
 
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
@@ -201,12 +207,12 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, f"internal error: {type(error).__name__}", type="server_error", code="internal_error")
 
 
-async def on_error(request: Request, error: Exception) -> JSONResponse:
+async def on_error(request: Request, error: Exception) -> Response:
     """Starlette's handler for everything an endpoint raises."""
     return respond(error, request.scope)
 
 
-async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
+async def on_http_exception(request: Request, error: Exception) -> Response:
     """Routing's own refusals (404, 405) in the same shape."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}

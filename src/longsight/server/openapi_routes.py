@@ -12,6 +12,7 @@ from longsight.server.anthropic.fields import MessagesFields
 from longsight.server.microscope import MicroscopeFields
 from longsight.server.responses.fields import ResponsesFields
 from longsight.server.schema import ChatFields, CommonFields, CompletionFields
+from longsight.server.tokenize import DetokenizeFields, TokenizeFields
 
 Schema = Mapping[str, Any]
 JSON, EVENTS, CSV, BYTES, FORM = (
@@ -85,6 +86,17 @@ JSON_SCHEMA = record(
 )
 FORMAT = some(NULL, record("type", type={"enum": ["text", "json_object"]}), JSON_SCHEMA)
 STOP = some(NULL, {"type": "string", "minLength": 1}, array({"type": "string", "minLength": 1}))
+CHAT_MESSAGES = array(
+    record(
+        "role",
+        role={"enum": ["system", "developer", "user", "assistant", "tool"]},
+        content=some(TEXT, NULL, array(record("type", type={"enum": ["text", "image_url", "video_url"]}))),
+        tool_calls=array(record("id", "type", "function", type={"const": "function"}, id=TEXT)),
+        tool_call_id=TEXT,
+    ),
+    1,
+)
+CHAT_TOOLS = some(NULL, array(record("type", "function", type={"const": "function"}, function=FUNCTION)))
 # Fields whose shapes the server checks by hand: what it takes, in outline.
 SHAPES: Mapping[type[BaseModel], Mapping[str, Schema]] = {
     CommonFields: {
@@ -105,21 +117,14 @@ SHAPES: Mapping[type[BaseModel], Mapping[str, Schema]] = {
     ChatFields: {
         "max_completion_tokens": POSITIVE,
         "thinking": some(NULL, THINKING),
-        "messages": array(
-            record(
-                "role",
-                role={"enum": ["system", "developer", "user", "assistant", "tool"]},
-                content=some(TEXT, NULL, array(record("type", type={"enum": ["text", "image_url", "video_url"]}))),
-                tool_calls=array(record("id", "type", "function", type={"const": "function"}, id=TEXT)),
-                tool_call_id=TEXT,
-            ),
-            1,
-        ),
-        "tools": some(NULL, array(record("type", "function", type={"const": "function"}, function=FUNCTION))),
+        "messages": CHAT_MESSAGES,
+        "tools": CHAT_TOOLS,
         "tool_choice": some(
             {"enum": [None, "none", "auto", "required"]}, record("type", "function", function=record("name"))
         ),
     },
+    TokenizeFields: {"messages": CHAT_MESSAGES, "tools": CHAT_TOOLS, "thinking": some(NULL, THINKING)},
+    DetokenizeFields: {"tokens": array({"type": "integer", "minimum": 0})},
     CompletionFields: {"prompt": some(TEXT, array(TEXT, 1), array(COUNT, 1), array(array(COUNT, 1), 1))},
     ResponsesFields: {
         "max_output_tokens": POSITIVE,
@@ -155,6 +160,8 @@ EXAMPLES: Mapping[type[BaseModel], Mapping[str, Any]] = {
     ResponsesFields: {"input": "Hello", "max_output_tokens": 100},
     MessagesFields: HELLO,
     MicroscopeFields: HELLO,
+    TokenizeFields: {"prompt": "Once upon a time"},
+    DetokenizeFields: {"tokens": [1, 2, 3]},
 }
 
 # Of success too: the native file routes have no other status.
@@ -213,6 +220,13 @@ PURPOSE: Schema = {"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9_-]{0,63}$"}
 UPLOAD = record("file", "purpose", file={"type": "string", "contentMediaType": BYTES}, purpose=PURPOSE)
 DELETED = record("id", "object", "deleted", deleted={"const": True})
 MICROSCOPE = record("id", "object", "model", "block_size", "prompt_tokens", "tokens", "finish_reason", "usage")
+TOKENS = record(
+    *("count", "max_model_len", "tokens", "token_strs"),
+    count=COUNT,
+    max_model_len=COUNT,
+    tokens=array(COUNT),
+    token_strs=some(array(TEXT), NULL),
+)
 BLOCKS = listed(record("block", "start", "end", "text", block=COUNT, start=COUNT, end=COUNT, text=TEXT))
 ORDER: Schema = {"enum": ["asc", "desc"]}
 PERIOD: Mapping[str, Schema] = {
@@ -263,6 +277,10 @@ OPERATIONS: Mapping[str, Operation] = {
         {JSON: listed(record("type", "id"), "first_id", "last_id", "has_more")},
         (*KEYED, 400, 404),
         query={"limit": limit(100), "order": ORDER, "after": TEXT},
+    ),
+    "POST /tokenize": Operation({JSON: TOKENS}, (*KEYED, 400, 404, 413, 429), {JSON: TokenizeFields}),
+    "POST /detokenize": Operation(
+        {JSON: record("prompt", prompt=TEXT)}, (*KEYED, 400, 404, 413, 429), {JSON: DetokenizeFields}
     ),
     **{f"POST {prefix}/v1/messages": MESSAGES for prefix in ("", "/anthropic")},
     **{f"POST {prefix}/v1/messages/count_tokens": COUNTED for prefix in ("", "/anthropic")},

@@ -31,16 +31,20 @@ def check_root_path(text: str) -> str:
     good = re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)*", text)
     if not good or {".", ".."} & set(text.split("/")):
         raise ProxyError(
-            f"the root path is {text!r}; it must begin with / and end without one, as /longsight, "
+            f"--root-path is {text!r}; it must begin with / and end without one, as /longsight, "
             "and have only letters, digits and -._~ between slashes"
         )
     return text
 
 
+def root_path(scope: Scope) -> str:
+    """The path that all of the server's own are under; "" for none."""
+    return str(scope.get("app_root_path", scope.get("root_path", "")))
+
+
 def route_path(scope: Scope) -> str:
     """The path of a request without the root path: what routes, scopes of keys and error shapes go by."""
-    root: str = scope.get("app_root_path", scope.get("root_path", ""))
-    path: str = scope["path"]
+    root, path = root_path(scope), str(scope["path"])
     return path[len(root) :] if _is_below(path, root) else path
 
 
@@ -62,8 +66,8 @@ class TrustedProxies:
                 networks.append(ipaddress.ip_network(item))
             except ValueError as error:
                 raise ProxyError(
-                    f"{item!r} is not a trusted proxy: {error}; write addresses and networks with commas between, as "
-                    "127.0.0.1,10.0.0.0/8, or * for every peer"
+                    f"{item!r} in --forwarded-allow-ips is not a trusted proxy: {error}; write addresses and networks "
+                    "with commas between, as 127.0.0.1,10.0.0.0/8, or * for every peer"
                 ) from None
         return cls(tuple(networks))
 

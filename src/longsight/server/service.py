@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Literal, Protocol
 
 from longsight.chat.prepare import prepare
-from longsight.chat.prompt import ChatFormat
+from longsight.chat.prompt import ChatFormat, Prompt
 from longsight.chat.quoting import PromptTokenizer
 from longsight.chat.request import ChatRequest
 from longsight.chat.template import ChatTemplate
@@ -34,7 +34,8 @@ PRIORITIES = {"priority": -1, "standard": 0}  # lower goes first
 class Tokenizer(PromptTokenizer, Protocol):
     """What the server needs of a tokenizer."""
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,7 @@ class Service:
 
     def prompt_tokens(self, turn: ChatRequest) -> int:
         """How many tokens the turn's prompt has: what the real request would count."""
-        prompt = self.chat_format.prompt(turn.messages, turn.tools, turn.thinking, turn.template_options)
-        return len(prompt.tokens)
+        return len(self.prompt(turn).tokens)
 
     def choices(self, turn: ChatRequest) -> list[Choice]:
         """The answers to a turn, as requests that the engine will take. On a worker thread: rendering and tokenizing a
@@ -122,3 +122,13 @@ class Service:
             params = replace(params, max_repetition=CHAT_MAX_REPETITION)
         requests = self.requests(prepared.prompt, params, turn.service_tier)
         return [prepared.reader(Choice, request=request, index=i) for i, request in enumerate(requests)]
+
+    def prompt(self, turn: ChatRequest, *, add_generation_prompt: bool = True) -> Prompt:
+        """What the model reads of a request. On a worker thread. Raises ChatError for what cannot be rendered."""
+        return self.chat_format.prompt(
+            turn.messages,
+            turn.tools,
+            turn.thinking,
+            turn.template_options,
+            add_generation_prompt=add_generation_prompt,
+        )

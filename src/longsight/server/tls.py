@@ -40,11 +40,12 @@ class Tls:
             return self.password
 
         key = self.keyfile or self.certfile
+        files = f"--ssl-certfile {self.certfile}" + (f" and --ssl-keyfile {key}" if self.keyfile else "")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             context.load_cert_chain(self.certfile, self.keyfile, password)
         except ssl.SSLError as error:
-            raise TlsError(f"{self.certfile} and {key} cannot be used: {_explain(error, asked)}") from error
+            raise TlsError(f"{files} cannot be used: {_explain(error, asked)}") from error
 
     def options(self) -> dict[str, Any]:
         """As uvicorn calls them."""
