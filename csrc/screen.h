@@ -38,7 +38,13 @@ struct PageCodes {
 };
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BF16__)
-constexpr bool HAS_SCREEN = true;
+#define LS_SCREEN 1
+#else
+#define LS_SCREEN 0
+#endif
+constexpr bool HAS_SCREEN = LS_SCREEN;
+
+#if LS_SCREEN
 
 // Eight bits along the channels, four to a lane: the rows' codes are signed, the keys' unsigned.
 struct code8 {
@@ -183,7 +189,6 @@ struct RowCodes {
   }
 };
 #else
-constexpr bool HAS_SCREEN = false;
 inline int encode_filled_pages(const ls_append_args&) { return 0; }
 #endif
 

@@ -174,11 +174,13 @@ class Selection {
   int run() {
     if (!plan()) return OUT_OF_MEMORY;
     int status = each([&](const SelectTile& t, long segment) { return read(t, segment); });
+#if LS_SCREEN  // not `if constexpr` alone: compilers look names up in the branch not taken
     if constexpr (SCREENS)
       if (bar_count_) {
         if (!status) status = parallel_for(count_, a_.threads, [&](long i) { return this->set_bars(tiles_[i]); });
         if (!status) status = each([&](const SelectTile& t, long segment) { return this->rescore(t, segment); });
       }
+#endif
     if (!status && list_rows_) status = parallel_for(count_, a_.threads, [&](long i) { return merge(tiles_[i]); });
     if (SCREENS && a_.codes)
       for (int many = 0; many < 2; many++) judge(many);
@@ -304,8 +306,10 @@ class Selection {
   }
 
   int read(const SelectTile& t, long segment) {
+#if LS_SCREEN
     if constexpr (SCREENS)
       if (t.screened) return t.segments > 1 ? this->screen(t, segment) : this->screen_and_rescore(t);
+#endif
     return scan(t, segment);
   }
 
@@ -396,7 +400,7 @@ class Selection {
     return 0;
   }
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BF16__)
+#if LS_SCREEN
   // --- Two readings: estimates from 8-bit codes, then exact scores of what they leave. ---
 
   // What estimates need of a tile: its rows' codes, and room for the midranges of a panel and their products.

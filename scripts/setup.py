@@ -144,7 +144,9 @@ def environment() -> dict[str, str]:
         "UV_FIND_LINKS": ",".join(os.environ.get("PIP_FIND_LINKS", "").split()),
     }
     pip = {name: value for name, value in carried.items() if value}
-    return {**pip, **os.environ, "VIRTUAL_ENV": str(VENV)}
+    # Without it a failed compile leaves an installation that runs on the slow reference.
+    kernels = {"LONGSIGHT_REQUIRE_KERNELS": "1"}
+    return {**kernels, **pip, **os.environ, "VIRTUAL_ENV": str(VENV)}
 
 
 def installed(name: str, wanted: str) -> bool:
