@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from longsight.engine.errors import InvalidRequestError
 
@@ -19,11 +19,24 @@ GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark"]
 
 @dataclass(frozen=True)
 class Grammar:
-    """What an answer must look like. value: the schema (JSON text), the expression, the choices, the Lark grammar;
-    empty for json_object."""
+    """What an answer must look like: it cannot be anything else. For SamplingParams(grammar=...).
+
+        Grammar("json_schema", json.dumps({"type": "object", "properties": {"code": {"type": "string"}}}))
+        Grammar("json_object")                                any JSON object
+        Grammar("regex", r"[0-9]{4}-[A-Z]{3}")                a regular expression, of the whole answer
+        Grammar("choice", ("yes", "no"))                      one of these
+        Grammar("lark", 'start: "a" NUMBER\\nNUMBER: /[0-9]+/')   a Lark grammar
+
+    value: the schema as JSON text, the expression, the choices, the grammar; empty for json_object. Raises
+    InvalidRequestError for a kind that there is not; what is wrong with a value is said when a request uses it.
+    """
 
     kind: GrammarKind
     value: str | tuple[str, ...] = ""
+
+    def __post_init__(self) -> None:
+        kinds = get_args(GrammarKind)
+        _check(self.kind in kinds, "grammar", repr(self.kind), f"one of {', '.join(kinds)}")
 
 
 @dataclass(frozen=True)
