@@ -632,3 +632,20 @@ def test_what_the_end_of_a_run_needs_is_looked_for_at_its_start(token_file: Path
         Data(from_dict(tomllib.loads(text + '[tokenizer]\nsource = "text"\n'), Path()))
     with pytest.raises(DataError, match=r"cannot read .*none\.jinja"):
         Data(from_dict(tomllib.loads(text + '[tokenizer]\nchat_template = "none.jinja"\n'), tmp_path))
+
+
+def test_missing_data_are_named_with_what_makes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file of examples/text.toml as it is in a fresh checkout, without its data."""
+    (tmp_path / "examples").mkdir()
+    file = tmp_path / "examples" / "text.toml"
+    text = (Path(__file__).parents[1] / "examples" / "text.toml").read_text()
+    missing = tmp_path / "recipes" / "embedded" / "work" / "tokens"
+    file.write_text(text)
+    assert main(["train", str(file), "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == (
+        f"longsight: error: there is no token file {missing}, which data 'text' reads; make it: "
+        "python -m recipes.embedded.corpus && python -m recipes.embedded.tokenizer --plain\n"
+    )
+    file.write_text("\n".join(line for line in text.splitlines() if not line.startswith("made_by")))
+    assert main(["train", str(file), "--out", str(tmp_path / "out")]) == 1
+    assert f"make it: longsight tokenize PATH... --train-vocab N --out {missing}" in capsys.readouterr().err

@@ -54,6 +54,7 @@ class SourceConfig:
     """One [[data]]: `tokens`, a directory that `longsight tokenize` wrote, or `task`, the name of a generated task.
 
     part: which documents of the token file, as shares of a fixed shuffle: (0, 0.99) and (0.99, 1) never meet.
+    made_by: the command that makes the token file, for the error where it is missing.
     options: what the task's own keys say. each: tokens of one sample of the task, of which a row then holds as many as
     fit; 0 for one sample as long as the row.
     """
@@ -62,6 +63,7 @@ class SourceConfig:
     weight: float = 1.0
     tokens: Path | None = None
     part: tuple[float, float] = (0.0, 1.0)
+    made_by: str | None = None
     task: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     each: int = 0

@@ -158,8 +158,9 @@ def _source(table: Table, directory: Path) -> c.SourceConfig:
         return c.SourceConfig(name=name, weight=weight, task=task, options=table.rest(), each=each)
     tokens = directory / table.text("tokens")
     part = table.numbers("part", (0.0, 1.0), most=1.0)
-    table.finish(("name", "weight", "tokens", "part", "task"))
-    return c.SourceConfig(name=name, weight=weight, tokens=tokens, part=part)
+    made_by = table.text("made_by") if "made_by" in table else None
+    table.finish(("name", "weight", "tokens", "part", "made_by", "task"))
+    return c.SourceConfig(name=name, weight=weight, tokens=tokens, part=part, made_by=made_by)
 
 
 def _optimizer(table: Table, base: c.OptimizerConfig | None = None) -> c.OptimizerConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -29,7 +30,7 @@ from longsight.train.errors import DataError
 from longsight.train.packing import Packing, Sequences, pack
 from longsight.train.positions import skipped
 from longsight.train.tokenizer import file_hash, of_words
-from longsight.train.tokens import TokenFile
+from longsight.train.tokens import HEADER, TokenFile
 
 Array = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -179,6 +180,7 @@ class Data:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
+        self._check_files()
         path = config.tokenizer.path
         self.tokenizer = Tokenizer.from_file(path) if path else None
         hashed = file_hash(path) if path else None
@@ -187,6 +189,19 @@ class Data:
         for source in sorted(config.data, key=lambda source: source.task is not None):
             self.sources[source.name] = self._open(source, hashed)
         self._check_tokenizer()
+
+    def _check_files(self) -> None:
+        """Raise DataError for the first file or directory that isn't there, with the command that makes it."""
+        for source in self.config.data:
+            if source.tokens is not None and not (source.tokens / HEADER).is_file():
+                where = os.path.normpath(source.tokens)
+                command = source.made_by or f"longsight tokenize PATH... --train-vocab N --out {where}"
+                raise DataError(f"there is no token file {where}, which data {source.name!r} reads; make it: {command}")
+        chosen = self.config.tokenizer
+        for key, path in (("path", chosen.path), ("chat_template", chosen.chat_template)):
+            if path is not None and not path.is_file():
+                hint = "; `longsight tokenize` writes one beside the tokens" if key == "path" else ""
+                raise DataError(f"cannot read {os.path.normpath(path)}, the {key} of [tokenizer]: no such file{hint}")
 
     def _open(self, source: SourceConfig, tokenizer_hash: str | None) -> Source:
         vocab_size = self.config.model.config.vocab_size
@@ -263,5 +278,3 @@ class Data:
         chosen = self.config.tokenizer
         if chosen.source is not None and not self._words():
             raise ConfigError(f"tokenizer.source is {chosen.source!r}; expected a source whose task names its tokens")
-        if chosen.chat_template is not None and not chosen.chat_template.is_file():
-            raise DataError(f"cannot read {chosen.chat_template}, the chat_template of [tokenizer]: no such file")
