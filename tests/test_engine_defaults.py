@@ -63,10 +63,20 @@ def test_how_long_an_answer_may_be_that_names_no_limit() -> None:
 def test_a_cache_that_cannot_be_allocated() -> None:
     class Greedy(FakeModel):
         def allocate_cache(self, pages: int, *, screened: bool = False) -> Any:
-            raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")
 
-    with pytest.raises(EngineConfigError, match="no memory for 10 pages of the cache: can't allocate"):
-        Engine(Greedy(), kv_bytes=10 * FakeModel().config.page_bytes())  # type: ignore[arg-type]
+    page = FakeModel().config.page_bytes()
+    with pytest.raises(EngineConfigError, match="no memory for 10 pages of the cache: can't allocate") as caught:
+        Engine(Greedy(), kv_bytes=10 * page)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert f"can't allocate {10 * page} bytes" in message
+    assert "lower kv_bytes (--kv-memory) or max_model_len (--max-model-len)" in message
+    assert ".cpp" not in message
+
+
+def test_a_table_that_cannot_be_allocated() -> None:
+    with pytest.raises(EngineConfigError, match=r"of 9007199254740992 requests at once.*lower max_running"):
+        Engine(FakeModel(), kv_bytes=10**4, max_running=2**53)  # type: ignore[arg-type]
 
 
 def test_free_memory_is_between_nothing_and_everything() -> None:

@@ -128,6 +128,13 @@ def test_memory_plan() -> None:
     ("changes", "message"),
     [
         ({"kv_bytes": 999}, "hold 0 pages of 1000 bytes; 1 are needed"),
+        ({"kv_bytes": 999}, r"raise kv_bytes \(--kv-memory\)$"),
+        ({"max_model_len": 257, "kv_bytes": 2999}, r"raise kv_bytes \(--kv-memory\) or lower max_model_len"),
+        ({"available": 0}, r"free some memory, use kv_dir \(--kv-dir\)$"),
+        (
+            {"available": WORKSPACE_BYTES + 7, "on_disk": True},
+            r"^7 bytes of free space on the disk of kv_dir \(--kv-dir\)",
+        ),
         ({"max_model_len": 257, "kv_bytes": 2999}, "hold 2 pages of 1000 bytes; 3 are needed"),
         ({"max_model_len": 5000}, "max_model_len is 5000; this model accepts 2 to 4096"),
         ({"max_model_len": 1}, "max_model_len is 1"),

@@ -79,6 +79,7 @@ class Engine:
             max_model_len=max_model_len,
             kv_bytes=kv_bytes,
             available=available_bytes() if kv_dir is None else disk_bytes(kv_dir),
+            on_disk=kv_dir is not None,
         )
         self.page_bytes = config.page_bytes(model.dtype)
         pages, self.max_model_len = plan(page_bytes=self.page_bytes)
@@ -111,6 +112,7 @@ class Engine:
         self.runner = Runner(
             model,
             pages=pages,
+            page_bytes=self.page_bytes,
             block_size=config.block_size,
             max_running=max_running,
             max_blocks=-(-self.max_model_len // config.block_size),

@@ -19,12 +19,14 @@ def plan_pages(
     max_model_len: int | None,
     kv_bytes: int | None,
     available: int,
+    on_disk: bool = False,
 ) -> tuple[int, int]:
     """(pages, max_model_len) from what was asked for and what there is.
 
     kv_bytes buys kv_bytes // page_bytes pages; None takes what one request of max_model_len tokens needs, within
     `available` bytes less the workspace. max_model_len None means the model's limit, or what the pages hold if that is
-    less. A demand that can't be met raises EngineConfigError with the numbers.
+    less. on_disk: the bytes available are those of kv_dir's disk. A demand that can't be met raises EngineConfigError
+    with the numbers and the arguments to change, which the command line has as options.
     """
     if max_model_len is not None and not 2 <= max_model_len <= context_limit:
         raise EngineConfigError(f"max_model_len is {max_model_len}; this model accepts 2 to {context_limit}")
@@ -33,15 +35,39 @@ def plan_pages(
         pages = kv_bytes // page_bytes
         source = f"the {kv_bytes} bytes given for the cache"
     else:
-        pages = min(wanted, max(available - WORKSPACE_BYTES, 0) // page_bytes)
-        source = f"{available} bytes of free memory, less {WORKSPACE_BYTES} for the work itself,"
+        room = max(available - WORKSPACE_BYTES, 0)
+        pages = min(wanted, room // page_bytes)
+        if on_disk:
+            source = f"{room} bytes of free space on the disk of kv_dir (--kv-dir)"
+        else:
+            source = f"{available} bytes of free memory, less {WORKSPACE_BYTES} for the work itself,"
     if pages < 1 or (max_model_len is not None and pages < wanted):
         needed = wanted if max_model_len is not None else 1
         raise EngineConfigError(
             f"{source} hold {pages} pages of {page_bytes} bytes; "
-            f"{needed} are needed ({needed * page_bytes} bytes, {needed * block_size} tokens)"
+            f"{needed} are needed ({needed * page_bytes} bytes, {needed * block_size} tokens); "
+            f"{_remedy(max_model_len, kv_bytes, on_disk)}"
         )
     return pages, max_model_len or min(context_limit, pages * block_size)
+
+
+def _remedy(max_model_len: int | None, kv_bytes: int | None, on_disk: bool) -> str:
+    lower = " or lower max_model_len (--max-model-len)" if max_model_len is not None else ""
+    if kv_bytes is not None:
+        return f"raise kv_bytes (--kv-memory){lower}"
+    return (
+        f"free some space, take another disk{lower}" if on_disk else f"free some memory, use kv_dir (--kv-dir){lower}"
+    )
+
+
+def no_memory(pages: int, page_bytes: int) -> EngineConfigError:
+    """The error where the system refuses the memory of so many pages."""
+    asked, free = pages * page_bytes, available_bytes()
+    return EngineConfigError(
+        f"no memory for {pages} pages of the cache: can't allocate {asked} bytes ({asked / 2**30:,.1f} GiB), of "
+        f"{free} ({free / 2**30:,.1f} GiB) that are free; lower kv_bytes (--kv-memory) or max_model_len "
+        "(--max-model-len), or use kv_dir (--kv-dir)"
+    )
 
 
 def available_bytes() -> int:

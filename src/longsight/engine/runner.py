@@ -12,6 +12,7 @@ from torch import Tensor
 
 from longsight.engine.counters import ReuseSampler
 from longsight.engine.errors import EngineConfigError
+from longsight.engine.memory import no_memory
 from longsight.engine.request import Request, Selection
 from longsight.engine.sampler import Logits, Rows, Sampled, sample
 from longsight.engine.scheduler import Work
@@ -37,6 +38,7 @@ class Runner:
         model: Model,
         *,
         pages: int,
+        page_bytes: int,
         block_size: int,
         max_running: int,
         max_blocks: int,
@@ -49,11 +51,17 @@ class Runner:
         try:
             self.cache = list(cache) if cache is not None else model.allocate_cache(pages, screened=screened)
         except (RuntimeError, MemoryError) as error:
-            raise EngineConfigError(f"no memory for {pages} pages of the cache: {error}") from error
+            raise no_memory(pages, page_bytes) from error
         self._replay = StepReplay(model, self.cache, max_blocks)
-        self._table = np.full((max_running, max_blocks), -1, dtype=np.int32)
-        # Whose pages each row holds, in which admission of that request, and how many of them.
-        self._filled: list[tuple[int, int, int]] = [(-1, 0, 0)] * max_running
+        try:
+            self._table = np.full((max_running, max_blocks), -1, dtype=np.int32)
+            # Whose pages each row holds, in which admission of that request, and how many of them.
+            self._filled: list[tuple[int, int, int]] = [(-1, 0, 0)] * max_running
+        except (MemoryError, ValueError) as error:
+            raise EngineConfigError(
+                f"no memory for the block table of {max_running} requests at once, {max_blocks} blocks each; lower "
+                "max_running (--max-running)"
+            ) from error
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page in every layer."""
