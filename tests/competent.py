@@ -18,6 +18,8 @@ from longsight.engine import SamplingDefaults
 from longsight.model.markup import END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 
 NS = NAMESPACE
+# In docs/clients.md; the embedded model finds the answer in it (test_embedded.py).
+DOCUMENTED_QUESTION = "The library opens at nine. The museum opens at ten. When does the museum open?"
 
 
 def competent(prompt: str) -> str:

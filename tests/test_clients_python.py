@@ -13,14 +13,14 @@ import openai
 import pytest
 
 from clients import client_environment, python_client
-from competent import competent_server, documented
+from competent import DOCUMENTED_QUESTION, competent_server, documented
 from fails_once import FINAL, HEADER, RETRIED, FailsOnce
 from fake_model import FakeModel
 from live_server import LiveServer, live_server, wait_for
 from longsight.engine import SamplingDefaults
 
 # LiteLLM asks for mcp as soon as tools are declared, and for tenacity before it tries again; it depends on neither.
-ANSWER = "You asked for this: What is a page table?"
+ANSWER = f"You asked for this: {DOCUMENTED_QUESTION}"
 ECHO = "You asked for this: Hello there"
 QUESTION: list[Any] = [{"role": "user", "content": "Hello there"}]
 

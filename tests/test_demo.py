@@ -13,8 +13,9 @@ from matplotlib import image
 from longsight.chat.messages import ChatMessage
 from longsight.chat.prompt import ChatFormat
 from longsight.chat.template import ChatTemplate
+from longsight.cli.demo import LEAST_TOKENS
 from longsight.cli.demo_errors import NotEnoughTextError
-from longsight.cli.demo_puzzle import Puzzle, chat_puzzle
+from longsight.cli.demo_puzzle import Puzzle, chat_puzzle, text_puzzle
 from longsight.cli.demo_text import gather_text, is_prose
 from longsight.cli.main import main
 from longsight.model import ModelConfig
@@ -113,6 +114,13 @@ def test_a_demo_reads_a_file_and_refuses_what_cannot_work(tmp_path: Path, capsys
         assert "depth is 7" in capsys.readouterr().err
         assert main(["demo", model, "--tokens", "20", *named]) == 1
         assert "cannot hold" in capsys.readouterr().err
+        for tokens, words in (("127", "the least is 128"), ("100000000000", "the most is 1,0")):
+            assert main(["demo", model, "--tokens", tokens, *named]) == 1
+            assert f"argument --tokens: {int(tokens):,} tokens" in (err := capsys.readouterr().err)
+            assert words in err
+        for depth in ("nan", "inf", "-0.1"):
+            assert main(["demo", model, "--depth", depth, *named]) == 1
+            assert f"argument --depth: depth is {depth}; it must lie between 0" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["demo", "path/to/model"])
     assert "choose from" in capsys.readouterr().err
@@ -168,6 +176,16 @@ def test_a_question_has_the_tokens_it_says_and_its_needle_where_it_says(depth: f
             assert puzzle.text.startswith("\n".join(line.rstrip() for line in text.splitlines())[:1000])
     with pytest.raises(NotEnoughTextError, match="cannot hold"):
         chat_puzzle("   \n", 700, depth, 5, tokenizer, template)
+
+
+def test_the_least_tokens_hold_every_question() -> None:
+    path = embedded_path()
+    tokenizer, template = Tokenizer.from_dir(path), ChatTemplate.from_checkpoint(path)
+    text = prose(300)
+    for seed in range(100):
+        puzzle = chat_puzzle(text, LEAST_TOKENS, seed / 99, seed, tokenizer, template)
+        assert LEAST_TOKENS - 8 <= puzzle.tokens <= LEAST_TOKENS
+        assert text_puzzle(text, LEAST_TOKENS, seed / 99, seed).tokens == LEAST_TOKENS
 
 
 def test_prose_comes_before_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

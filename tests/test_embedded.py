@@ -7,6 +7,7 @@ tokens are `python -m recipes.embedded.trials`.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import anthropic
 import openai
 import pytest
 
+from competent import DOCUMENTED_QUESTION
 from longsight import LLM, SamplingParams
 from longsight.chat.events import Call
 from longsight.cli.demo_text import gather_text
 from longsight.cli.progress import ProgressBar
+from longsight.cli.serve import EXAMPLES
 from longsight.model.markup import END_OF_TURN, END_THINK, NAMESPACE, THINK, TURN
 from recipes.embedded import calls
 from recipes.embedded.trials import Haystack, trials
@@ -166,3 +169,16 @@ def test_wishes_for_calls_are_judged(
     assert calls.judge(wish, [Call("h", "{}")]) == (False, False)
     assert calls.judge(wish, []) == (False, False)
     assert calls.judge(wish, [wish.wanted, wish.wanted]) == (True, False)
+
+
+def test_what_documents_ask_it_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    """The question of docs/clients.md, and the lines of Python that `longsight serve --help` prints."""
+    snippet = textwrap.dedent(EXAMPLES[EXAMPLES.index("  from openai") : EXAMPLES.index("\n\nwith API keys")])
+    with serve("--max-model-len", "4096", "--threads", "1", model=None) as (process, url):
+        with openai.OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=60) as client:
+            messages: Any = [{"role": "user", "content": DOCUMENTED_QUESTION}]
+            answer = client.chat.completions.create(model="longsight", messages=messages)
+            assert answer.choices[0].message.content == "The museum opens at ten."
+        exec(snippet.replace("http://127.0.0.1:8000/v1", url), {})
+        process.kill()
+    assert "The secret code for the amber falcon is 4417-KQX." in capsys.readouterr().out
