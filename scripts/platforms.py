@@ -30,7 +30,9 @@ NO_WHEEL = re.compile(r"Because (?:only )?([\w.-]+?)[=<>]\S+ has no (?:usable )?
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--extra", default="server", help="which extra of pyproject.toml; default: server")
     extra = parser.parse_args().extra
     print(f"| without a wheel | {' | '.join(PYTHONS)} |\n|---|{'---|' * len(PYTHONS)}")

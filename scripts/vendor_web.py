@@ -27,6 +27,12 @@ FILES = {
         "dist/browser/markdown-it.esm.min.mjs": "markdown-it.mjs",
         "LICENSE": "LICENSE.markdown-it",
     },
+    # Inside markdown-it's one file.
+    "entities": {"LICENSE": "LICENSE.entities"},
+    "linkify-it": {"LICENSE": "LICENSE.linkify-it"},
+    "mdurl": {"LICENSE": "LICENSE.mdurl"},
+    "punycode.js": {"LICENSE-MIT.txt": "LICENSE.punycode"},
+    "uc.micro": {"LICENSE.txt": "LICENSE.uc.micro"},
     "dompurify": {
         "dist/purify.es.mjs": "purify.mjs",
         "LICENSE": "LICENSE.dompurify",

@@ -23,7 +23,9 @@ BIN = Path(sys.executable).parent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=setup.ROOT / "dist", metavar="DIR", help="default: dist")
     out = parser.parse_args().out.resolve()
     out.mkdir(parents=True, exist_ok=True)

@@ -23,12 +23,16 @@ import pytest
 import trustme
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import make_url
 
 from fake_model import LookupModel
 from live_server import live_server, wait_for
 from longsight.cli.main import parser
 from longsight.cli.paths import PathType
 from longsight.server.auth import StaticKey
+from longsight.server.keys import KeyStore, NewKey
+from longsight.server.metering.database import open_database
+from postgres_cluster import cluster
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -378,3 +382,15 @@ def test_commands_of_the_page_are_commands() -> None:
     assert found >= 4
     for path in re.findall(r"(?:^|[ `])(deploy/[\w./-]+\w)", text, re.MULTILINE):
         assert (ROOT / path).exists() or f"/{path}" in (ROOT / ".gitignore").read_text(), path
+
+
+def test_keys_and_usage_share_a_database_as_compose_has_them() -> None:
+    command = COMPOSE["services"]["longsight"]["command"]
+    (ledger,) = [word.partition("=")[2] for word in command if word.startswith("--ledger=")]
+    auth = COMPOSE["services"]["longsight"]["environment"]["LONGSIGHT_AUTH"]
+    assert make_url(ledger).database == make_url(auth).database
+    with cluster() as url:
+        _, text = KeyStore(url.replace("postgresql://", "postgresql+psycopg://"), create=True).create(NewKey("alice"))
+        assert text.startswith("lsk_")
+        open_database(url).dispose()
+        open_database(url).dispose()

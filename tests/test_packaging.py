@@ -28,6 +28,11 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 INFO = f"longsight_engine-{longsight.__version__}.dist-info"
 
+
+def licences() -> list[Path]:
+    return [path for pattern in PROJECT["license-files"] for path in ROOT.glob(pattern)]
+
+
 # Compiling is a minute's work for two cores, and much more for two cores that others use as well.
 pytestmark = pytest.mark.timeout(1800)
 
@@ -94,9 +99,11 @@ def test_the_kernels_are_for_every_instruction_set(wheel: Path) -> None:
 
 
 def test_the_licences_are_in_the_metadata(wheel: Path, metadata: email.message.EmailMessage) -> None:
-    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["License-Expression"] == PROJECT["license"]
     listed = metadata.get_all("License-File")
-    assert sorted(listed) == sorted(PROJECT["license-files"])
+    assert sorted(listed) == sorted(str(path.relative_to(ROOT)) for path in licences())
+    # Whatever somebody else's code comes with, in the package as in the metadata.
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "src").rglob("LICENSE*")} < set(listed)
     with zipfile.ZipFile(wheel) as archive:
         for name in listed:
             assert archive.read(f"{INFO}/licenses/{name}") == (ROOT / name).read_bytes()
@@ -126,7 +133,7 @@ def test_the_sdist_holds_what_builds_and_explains(built: Path) -> None:
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {"README.md", "CMakeLists.txt", "csrc/dispatch.cpp", "docs/install.md", "locks/python.txt", "Makefile"}
-    assert {*needed, *PROJECT["license-files"]} <= names
+    assert needed | {str(path.relative_to(ROOT)) for path in licences()} <= names
     assert not [name for name in names if name.startswith((".venv", ".git/", "build", "dist", "demo-out", "runs"))]
 
 
