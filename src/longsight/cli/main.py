@@ -14,7 +14,20 @@ from longsight import __version__
 from longsight.cli.parser import OptionError, Parser
 from longsight.extras import EXTRA_OF, install_command
 
-COMMANDS = ("serve", "chat", "generate", "train", "tokenize", "eval", "convert", "keys", "usage", "cost", "demo")
+COMMANDS = (
+    "serve",
+    "chat",
+    "generate",
+    "train",
+    "tokenize",
+    "eval",
+    "convert",
+    "keys",
+    "usage",
+    "cost",
+    "bench",
+    "demo",
+)
 DESCRIPTION = """\
 MiniMax-M3-style models with exact sparse attention, on the hardware you have.
 
@@ -27,6 +40,7 @@ MiniMax-M3-style models with exact sparse attention, on the hardware you have.
   longsight tokenize book.txt --train-vocab 4096 --out data/book  # text -> token ids, to train on
   longsight eval path/to/checkpoint --lengths 1K,16K --out results  # needles, variables and word counts
   longsight convert path/to/Qwen3 --text a.txt --out DIR        # sparse attention for a dense transformers model
+  longsight bench http://127.0.0.1:8000       # how fast an OpenAI-compatible server answers
   longsight cost path/to/checkpoint           # FLOPs, bytes and memory at each context length
   longsight keys create NAME --auth keys.db   # make an API key for `longsight serve --auth keys.db`
   longsight usage --ledger usage.db           # what was used, and what it came to
