@@ -547,6 +547,241 @@ def test_vendored_libraries_are_as_published() -> None:
     assert sum(file.stat().st_size for file in files.values()) < 1.5e6
 
 
+def answers(script: Scripted, *texts: str) -> None:
+    script.answers += [[delta(content=text), *ended(cached=3000)] for text in texts]
+
+
+@needs_browser
+def test_versions_of_messages_and_answers(script: Scripted, tab: Tab) -> None:
+    answers(script, "One", "Two", "Three", "Four")
+    page = tab.open(script.url, "scripted")
+    first = say(page, "Count")
+    expect(first.locator(".text")).to_have_text("One")
+    first.get_by_text("Retry").click()
+    shown = page.locator(".message.assistant .text")
+    expect(shown).to_have_text("Two")
+    switch = page.locator(".message.assistant .branches")
+    expect(switch).to_contain_text("2 / 2")
+    switch.get_by_label("Earlier version").click()
+    expect(shown).to_have_text("One")
+
+    # Another version of the message has answers of its own; the first keeps both of its.
+    page.locator(".message.user").get_by_text("Edit").click()
+    editor = page.get_by_label("Edit the message")
+    expect(editor).to_be_focused()
+    editor.press("Escape")
+    expect(page.locator(".message.user .text")).to_have_text("Count")
+    page.locator(".message.user").get_by_text("Edit").click()
+    editor.fill("Count on")
+    editor.press("Enter")
+    expect(shown).to_have_text("Three")
+    expect(page.locator(".message.user .text")).to_have_text("Count on")
+    say(page, "And then?")
+    expect(shown).to_have_text(["Three", "Four"])
+    assert [message["content"] for message in script.asked[-1][0]["messages"]] == ["Count on", "Three", "And then?"]
+    mine = page.locator(".message.user").first
+    mine.get_by_label("Earlier version").click()
+    expect(shown).to_have_text(["One"])
+    expect(mine.locator(".text")).to_have_text("Count")
+    page.locator(".message.user").get_by_label("Later version").click()
+    expect(shown).to_have_text(["Three", "Four"])
+    page.reload()
+    expect(shown).to_have_text(["Three", "Four"])
+    expect(page.locator(".message.user .branches").first).to_contain_text("2 / 2")
+
+
+@needs_browser
+def test_conversations_are_kept_found_renamed_exported_and_deleted(script: Scripted, tab: Tab) -> None:
+    answers(script, "Blue.", "A **tall** one.")
+    page = tab.open(script.url, "scripted")
+    expect(page.locator("#history-list")).to_contain_text("No conversations yet")
+    expect(say(page, "Which colour has the sky?").locator("footer")).to_contain_text("1,000 tokens")
+    page.click("#new-chat")
+    expect(page.locator(".message")).to_have_count(0)
+    expect(say(page, "Which tree is that?").locator("footer")).to_contain_text("1,000 tokens")
+    titles = page.locator("#history-list .title")
+    expect(titles).to_have_text(["Which tree is that?", "Which colour has the sky?"])
+    expect(titles.first).to_have_attribute("aria-current", "true")
+
+    page.reload()  # what was shown is shown again
+    expect(page.locator(".message.assistant .text")).to_have_text("A tall one.")
+    expect(page.locator("#meter .words")).to_have_text("5,000 of 10,000 tokens, 3,000 cached")
+    page.fill("#history-search", "BLUE")
+    expect(titles).to_have_text(["Which colour has the sky?"])
+    titles.first.click()
+    expect(page.locator(".message.assistant .text")).to_have_text("Blue.")
+    page.fill("#history-search", "nowhere")
+    expect(page.locator("#history-list")).to_contain_text("Nothing found")
+    page.fill("#history-search", "")
+
+    def menu(title: str, item: str) -> None:
+        page.get_by_label(f"More for {title}").click()
+        page.get_by_role("menuitem", name=item).click()
+
+    menu("Which colour has the sky?", "Rename")
+    page.get_by_label("New title").fill("Sky")
+    page.get_by_label("New title").press("Enter")
+    expect(titles).to_have_text(["Which tree is that?", "Sky"])
+    expect(page.locator("#conversation-title")).to_have_text("Sky")
+    with page.expect_download() as markdown:
+        menu("Which tree is that?", "Export as Markdown")
+    assert markdown.value.suggested_filename == "Which-tree-is-that.md"
+    assert markdown.value.path().read_text() == (
+        "# Which tree is that?\n\n## You\n\nWhich tree is that?\n\n## Model\n\nA **tall** one.\n"
+    )
+    with page.expect_download() as whole:
+        menu("Sky", "Export as JSON")
+    nodes = json.loads(whole.value.path().read_text())["nodes"].values()
+    assert [(node["role"], node["content"]) for node in nodes] == [
+        ("user", "Which colour has the sky?"),
+        ("assistant", "Blue."),
+    ]
+    menu("Sky", "Delete")
+    page.get_by_role("button", name="Cancel").click()
+    expect(titles).to_have_count(2)
+    menu("Sky", "Delete")
+    page.get_by_role("button", name="Delete", exact=True).click()
+    expect(titles).to_have_text(["Which tree is that?"])
+    expect(page.locator(".message")).to_have_count(0)
+    page.reload()
+    expect(titles).to_have_text(["Which tree is that?"])
+
+
+@needs_browser
+def test_an_answer_goes_on_while_another_conversation_is_shown(script: Scripted, tab: Tab) -> None:
+    more = threading.Event()
+    script.answers = [[delta(content="Half "), more, delta(content="and half."), *ended()]]
+    page = tab.open(script.url, "scripted")
+    expect(say(page, "Slowly").locator(".text")).to_have_text("Half")
+    page.click("#new-chat")
+    expect(page.locator("#send")).to_be_visible()
+    page.locator("#history-list .title").click()
+    expect(page.locator(".message.assistant .text")).to_have_text("Half")
+    expect(page.locator("#stop")).to_be_visible()
+    page.click("#new-chat")
+    more.set()
+    page.locator("#history-list .title").click()
+    expect(page.locator(".message.assistant .text")).to_have_text("Half and half.")
+    expect(page.locator("#send")).to_be_visible()
+
+
+@needs_browser
+def test_files_and_long_pastes_are_attached_whole_or_refused_with_the_reason(script: Scripted, tab: Tab) -> None:
+    answers(script, "Read.", "Read again.")
+    page = tab.open(script.url, "scripted")
+    long = "A line of notes.\n" * 500
+    files: list[Any] = [
+        {"name": "notes.txt", "mimeType": "text/plain", "buffer": long.encode()},
+        {"name": "wide.txt", "mimeType": "text/plain", "buffer": "wide é".encode("utf-16")},
+        {"name": "cat.png", "mimeType": "image/png", "buffer": b"\x89PNG\r\n\x1a\n\x00\x00"},
+        {"name": "empty.txt", "mimeType": "text/plain", "buffer": b""},
+        {"name": "huge.log", "mimeType": "text/plain", "buffer": b"x" * (16 * 2**20 + 1)},
+    ]
+    page.set_input_files("#attach-input", files)
+    chips = page.locator("#chips .file-chip")
+    expect(chips).to_have_count(2)
+    expect(chips.first).to_contain_text("8,500 characters, about 2,834 tokens")
+    for cue in (
+        "cat.png is not a text file",
+        "empty.txt is empty",
+        "huge.log has 16.0 MiB; a text file of up to 16.0 MiB",
+    ):
+        expect(page.locator("#composer-cue")).to_contain_text(cue)
+    expect(page.locator("#estimate")).to_contain_text("about 2,8")
+    page.get_by_label("Remove wide.txt").click()
+    expect(chips).to_have_count(1)
+
+    paste = """text => {
+      const data = new DataTransfer();
+      data.setData("text/plain", text);
+      const event = new ClipboardEvent("paste", { clipboardData: data, cancelable: true, bubbles: true });
+      document.getElementById("input").dispatchEvent(event);
+    }"""
+    page.evaluate(paste, "pasted " * 5000)
+    expect(chips).to_have_count(2)
+    expect(page.locator("#composer-cue")).to_have_text("The pasted text is attached whole, 35,000 characters.")
+    expect(page.locator("#estimate")).to_contain_text("the model has room for 10,000")
+    chips.last.locator(".chip-name").click()
+    expect(page.get_by_role("dialog").locator("pre")).to_have_text("pasted " * 5000)
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+    drop = """text => {
+      const data = new DataTransfer();
+      data.items.add(new File([text], "dropped.md", { type: "text/markdown" }));
+      for (const type of ["dragenter", "dragover", "drop"]) {
+        const event = new DragEvent(type, { dataTransfer: data, cancelable: true, bubbles: true });
+        document.getElementById("log").dispatchEvent(event);
+        if (type === "dragenter") window.cue = !document.getElementById("drop").hidden;
+      }
+    }"""
+    page.evaluate(drop, "# Dropped")
+    assert page.evaluate("window.cue")
+    expect(page.locator("#drop")).to_be_hidden()
+    expect(chips).to_have_count(3)
+    say(page, "What do they say?")
+    expect(page.locator(".message.assistant .text")).to_have_text("Read.")
+    (sent,) = script.asked[0][0]["messages"]
+    assert sent["content"] == (
+        f"File notes.txt:\n\n{long.rstrip()}\n\nFile Pasted text:\n\n{('pasted ' * 5000).rstrip()}\n\n"
+        "File dropped.md:\n\n# Dropped\n\nWhat do they say?"
+    )
+    expect(chips).to_have_count(0)
+    expect(page.locator(".message.user .file-chip")).to_have_count(3)
+    # What was typed is sent whole too; the page shows its beginning, and says so.
+    typed = "word " * 700
+    say(page, typed)
+    expect(page.locator(".message.assistant .text").last).to_have_text("Read again.")
+    assert script.asked[1][0]["messages"][-1]["content"] == typed.strip()
+    button = page.get_by_role("button", name="Show all 3,499 characters")
+    assert len(page.locator(".message.user .text").last.inner_text()) < 1300
+    button.click()
+    expect(page.locator(".message.user .text").last).to_have_text(typed.strip())
+
+
+@needs_browser
+def test_speed_under_an_answer(script: Scripted, tab: Tab) -> None:
+    later = threading.Event()
+    script.answers = [[delta(content="a"), later, delta(content="b"), *ended(cached=3000)], [*ended()]]
+    page = tab.open(script.url, "scripted")
+    answer = say(page, "How fast?")
+    expect(answer.locator(".text")).to_have_text("a")
+    later.set()
+    note = answer.locator("footer > .note")
+    expect(note).to_have_text(re.compile(r"^1,000 tokens · [\d.,]+ tokens/s · first token after [\d.]+ (ms|s)$"))
+    expect(note).to_have_attribute("title", "4,000 tokens read, 3,000 of them from the cache")
+    # Rates are of tokens after the first; without a time between there is none to tell.
+    told = page.evaluate("""async () => {
+      const { notes } = await import("./web/speed.js");
+      const usage = (n) => ({ completion_tokens: n, prompt_tokens: 1 });
+      return [
+        notes({ usage: usage(101), times: { first: 1234, rest: 5000 }, done: true }),
+        notes({ usage: usage(1), times: { first: 75_000, rest: 0 }, finish: "length", done: true }),
+        notes({ times: { first: 20, rest: 9 }, finish: "cancelled", done: true }),
+        notes({ done: false }),
+      ];
+    }""")
+    assert told == [
+        ["101 tokens", "20.0 tokens/s", "first token after 1.2 s"],
+        ["1 token", "cut at the length limit", "first token after 1 min 15 s"],
+        ["stopped", "first token after 20 ms"],
+        ["broken off"],
+    ]
+
+
+@needs_browser
+def test_a_reload_keeps_the_part_of_an_answer_that_came(script: Scripted, tab: Tab) -> None:
+    tab.expected = ["ERR_"]
+    never = threading.Event()
+    script.answers = [[delta(content="The beginning "), never]]
+    page = tab.open(script.url, "scripted")
+    expect(say(page, "Tell me").locator(".text")).to_have_text("The beginning")
+    page.reload()
+    expect(page.locator(".message.assistant .text")).to_have_text("The beginning")
+    expect(page.locator(".message.assistant footer")).to_contain_text("broken off")
+    never.set()
+
+
 @needs_browser
 def test_errors_are_shown_with_their_request(script: Scripted, tab: Tab) -> None:
     tab.expected = ["Failed to load resource", "ERR_INCOMPLETE_CHUNKED_ENCODING"]

@@ -21,6 +21,7 @@ const contextLength = () => contexts.get(settings.model);
 
 const scope = new Scope({ builtIn: () => builtIns.get(settings.model), contextLength });
 const store = await openStore();
+const shownBefore = remembered(); // before the chat begins with a new conversation
 const history = new History(store, {
   async onOpen(id) {
     const conversation = chat.find(id) ?? (await store.get(id));
@@ -53,15 +54,12 @@ function remember(id) {
   }
 }
 
-async function reopen() {
-  let id = null;
+function remembered() {
   try {
-    id = sessionStorage.getItem(SHOWN);
+    return sessionStorage.getItem(SHOWN);
   } catch {
-    // See above.
+    return null; // see above
   }
-  const conversation = id && (await store.get(id));
-  if (conversation) chat.show(conversation);
 }
 
 function modelChanged() {
@@ -138,6 +136,7 @@ select.addEventListener("change", () => {
   modelChanged();
 });
 themeButton(byId("theme"), () => scope.grid.draw());
-await reopen();
+const before = shownBefore && (await store.get(shownBefore));
+if (before) chat.show(before);
 show(location.hash === "#microscope" ? "microscope" : "chat");
 loadModels();

@@ -46,6 +46,7 @@ export class Chat {
       const open = document.querySelector("dialog[open], .menu");
       if (event.key === "Escape" && !open && !byId("chat").hidden) this.generation?.stop();
     });
+    addEventListener("pagehide", () => this.running.forEach(({ conversation }) => this.save(conversation)));
     this.show(newConversation());
   }
 
@@ -112,7 +113,7 @@ export class Chat {
   moveBranch(node, step) {
     if (this.generation) return;
     const versions = children(this.conversation, node.parent);
-    choose(this.conversation, versions[versions.indexOf(node) + step].id);
+    choose(this.conversation, versions[versions.indexOf(node) + step]);
     this.following = false;
     this.draw();
     this.save(this.conversation);
@@ -146,7 +147,7 @@ export class Chat {
     const messages = messagesOf(path(conversation, parent), settings.system);
     const node = add(conversation, parent, emptyAnswer());
     const view = () => (this.conversation === conversation ? this.views.get(node.id) : undefined);
-    let saved = performance.now();
+    let saved = -Infinity;
     const generation = new Generation(conversation, node, {
       onChange: () => {
         view()?.draw();

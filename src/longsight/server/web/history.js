@@ -28,6 +28,10 @@ export class History {
       button.focus();
     });
     byId("history-shade").addEventListener("click", () => this.open(false));
+    byId("history-close").addEventListener("click", () => {
+      this.open(false);
+      button.focus();
+    });
     search.addEventListener("input", () => this.draw());
     byId("history-clear").addEventListener("click", () => this.clear());
     this.open(!narrow.matches && settings.history !== "closed", false);

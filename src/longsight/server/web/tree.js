@@ -1,6 +1,7 @@
 // A conversation as a tree: editing a message or asking again begins a branch, and nothing that was said is lost. Plain
-// objects, as they are kept and exported: {id, title, named, created, updated, head, nodes: {id: node}}, where `head` is
-// the last node of the branch that is shown, and a node is {id, parent, role, content, made, ...}.
+// objects, as they are kept and exported: {id, title, named, created, updated, head, chosen, nodes: {id: node}}. `head` is
+// the last node of the branch that is shown, `chosen` says which child of a node was shown last, and a node is
+// {id, parent, role, content, made, ...}.
 
 /** Also where crypto.randomUUID is missing: pages that did not come over https. */
 export function newId() {
@@ -9,14 +10,14 @@ export function newId() {
 
 export function newConversation() {
   const now = Date.now();
-  return { id: newId(), title: "", named: false, created: now, updated: now, head: null, nodes: {} };
+  return { id: newId(), title: "", named: false, created: now, updated: now, head: null, chosen: {}, nodes: {} };
 }
 
 /** A new node after `parent` (null: at the beginning), at the end of the branch that is shown. */
 export function add(conversation, parent, fields) {
   const node = { id: newId(), parent, made: Date.now(), ...fields };
   conversation.nodes[node.id] = node;
-  conversation.head = node.id;
+  conversation.head = conversation.chosen[parent] = node.id;
   conversation.updated = Date.now();
   return node;
 }
@@ -35,10 +36,11 @@ export function children(conversation, parent) {
     .sort((a, b) => a.made - b.made);
 }
 
-/** Shows the branch through `id` that was begun last. */
-export function choose(conversation, id) {
-  let last = id;
-  for (let next = children(conversation, last); next.length; next = children(conversation, last)) last = next.at(-1).id;
+/** Shows the branch through `node`, as it was when it was shown last. */
+export function choose(conversation, node) {
+  conversation.chosen[node.parent] = node.id;
+  let last = node.id;
+  while (conversation.chosen[last]) last = conversation.chosen[last];
   conversation.head = last;
 }
 
