@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse
 
 from live_server import LiveServer, live_server
 from longsight.model import load_model
+from longsight.model.built_in import model_dir
 from longsight.model.needle import NeedlePrompt, hide_needle
 from longsight.model.tokenizer import Tokenizer
 from longsight.server import web
@@ -830,8 +831,16 @@ def test_a_server_that_asks_for_a_key(tab: Tab) -> None:
             assert response.status_code in (401, 404), path
         page = tab.page
         page.goto(server.url)
-        expect(page.get_by_role("alert")).to_contain_text("an API key is needed")
-        page.click("#settings-button")
+        alert = page.get_by_role("alert")
+        expect(alert).to_contain_text("an API key is needed. Put yours under Settings")
+        expect(alert).not_to_contain_text("Authorization")
+        expect(say(page, "Hello").get_by_role("alert")).to_contain_text("Put yours under Settings")
+        page.click("#new-chat")
+        alert.get_by_text("Open Settings").click()
+        expect(page.locator("[name=key]")).to_be_focused()
+        page.fill("[name=key]", "sk-wrong")
+        page.press("[name=key]", "Tab")
+        expect(alert).to_contain_text("does not take the API key that is under Settings")
         page.fill("[name=key]", "sk-secret")
         page.press("[name=key]", "Tab")
         expect(page.locator("#model")).to_have_value("tiny")
@@ -933,3 +942,175 @@ def test_tabs_by_keyboard_and_names_for_everything(real: LiveServer, tab: Tab) -
         || (e.matches("select") && !e.labels.length))
       .map((e) => e.outerHTML)""")
     assert nameless == []
+
+
+@needs_browser
+def test_the_page_under_a_root_path(tab: Tab) -> None:
+    with live_server(root_path="/deep/ls") as server:
+        bare = httpx.get(f"{server.url}/deep/ls", headers={"accept": "text/html"}, follow_redirects=True)
+        assert bare.url.path == "/deep/ls/"
+        page = tab.open(f"{server.url}/deep/ls/", "tiny")
+        page.click("#settings-button")
+        page.fill("[name=maxTokens]", "4")
+        page.fill("[name=temperature]", "0")
+        expect(say(page, "abcdefgh abcdefgh abcd").locator(".text")).to_have_text("efgh")
+        page.locator(".message.assistant").get_by_text("Microscope").click()
+        expect(page.locator("#strip button")).to_have_count(48)
+        assert page.locator("#strip button").all_inner_texts()[:4] == ["e", "f", "g", "h"]
+        page.locator("#read-list button").first.click()
+        expect(page.locator("#block-text pre")).to_contain_text("abcd")
+        server.engine.prefix_cache.clear()
+
+
+# Every text that is seen, against what lies behind it, by WCAG's formula. Disabled controls may be fainter.
+CONTRASTS = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = (colour) => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
+    return [r, g, b, a / 255];
+  };
+  const over = ([r, g, b, a], [R, G, B]) => [r * a + R * (1 - a), g * a + G * (1 - a), b * a + B * (1 - a)];
+  const light = (colour) => {
+    const [r, g, b] = colour.slice(0, 3).map((c) => ((c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const found = {};
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    const element = node.parentElement;
+    if (!node.data.trim() || element.closest("button:disabled, .katex-mathml, .hidden-label, option")) continue;
+    if (!element.checkVisibility({ opacityProperty: true, visibilityProperty: true })) continue;
+    const chain = [];
+    for (let e = element; e; e = e.parentElement) chain.unshift(rgba(getComputedStyle(e).backgroundColor));
+    const back = chain.reduce((below, colour) => over(colour, below), rgba("Canvas"));
+    const [a, b] = [light(over(rgba(getComputedStyle(element).color), back)), light(back)].sort((x, y) => y - x);
+    const place = `${element.localName}${element.id && "#" + element.id}.${element.className}`;
+    found[place] = Math.min(found[place] ?? 99, (a + 0.05) / (b + 0.05));
+  }
+  return found;
+}"""
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_of_text_in_every_state(script: Scripted, real: LiveServer, tab: Tab, scheme: Any) -> None:
+    tab.expected = ["Failed to load resource"]
+    tab.expected.append(f"a request to {real.url}")
+    call = {"index": 0, "id": "call_1", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
+    sample = "\n".join(
+        f"```{language}\n{code}\n```"
+        for language, code in {
+            "python": '@cache\ndef f(x: int = 1) -> str:\n    """Doc."""\n    return f"{x}" + "a"  # note',
+            "html": '<!doctype html><a href="x">y</a>',
+            "css": "#a .b:hover { color: red; width: 3px }",
+            "diff": "+ new\n- old\n@@ 1 @@",
+            "bash": 'echo "$HOME" # x',
+            "json": '{"a": [1, true, null]}',
+            "markdown": "# A\n- [b](c) **d** `e`",
+        }.items()
+    )
+    failure = {"error": {"message": "it failed", "type": "server_error", "param": None, "code": "internal_error"}}
+    script.answers = [
+        [delta(reasoning_content="Hm."), delta(content=f"{MARKDOWN}\n> said\n\n# Head\n{sample}"), *ended()],
+        [delta(tool_calls=[call]), *ended("tool_calls")],
+        [delta(content="Some"), failure],
+    ]
+    page = tab.page
+    page.emulate_media(color_scheme=scheme)
+    tab.open(script.url, "scripted")
+    checked: set[str] = set()
+
+    def check(state: str) -> None:
+        page.wait_for_timeout(100)
+        ratios = page.evaluate(CONTRASTS)
+        low = {place: round(ratio, 2) for place, ratio in ratios.items() if ratio < 4.5}
+        assert low == {}, (state, scheme)
+        checked.update(ratios)
+
+    check("welcome")
+    page.evaluate("document.getElementById('small-model').hidden = false")
+    page.click("#settings-button")
+    check("settings")
+    page.click("#settings-button")
+    answer = say(page, "Hello " + "there " * 400)
+    expect(answer.locator("footer")).to_contain_text("1,000 tokens")
+    expect(answer.locator(".katex")).to_have_count(3)
+    answer.locator("summary").click()
+    check("an answer")
+    for button in (
+        "#send",
+        "#new-chat",
+        "#settings-button",
+        "#tab-microscope",
+        "#history-list .title",
+        "footer :text('Retry')",
+    ):
+        page.locator(button).first.hover()
+        check(f"pointer on {button}")
+    page.locator(".message.user").get_by_text("Edit").click()
+    check("editing")
+    page.get_by_role("button", name="Cancel").click()
+    page.locator("#history-list .icon").click()
+    check("menu")
+    page.get_by_role("menuitem", name="Delete").click()
+    check("confirming")
+    page.get_by_role("button", name="Cancel").click()
+    expect(say(page, "Weather?").locator("footer")).to_be_visible()
+    page.set_input_files("#attach-input", [{"name": "a.png", "mimeType": "image/png", "buffer": b"\0"}])
+    page.fill("#input", "much " * 20_000)
+    check("a tool call, a refused file and too long a draft")
+    page.fill("#input", "")
+    expect(say(page, "Fail").get_by_role("alert")).to_contain_text("it failed")
+    check("an error")
+    page.goto(f"{real.url}/#microscope")
+    expect(page.locator("#model")).to_have_value("tiny")
+    page.click("#scope-needle")
+    page.fill("[name=tokens]", "4")
+    page.click("#scope-run")
+    expect(page.locator("#strip button")).to_have_count(4)
+    page.locator("#strip button").nth(1).click()
+    page.locator("#read-list button").first.click()
+    expect(page.locator("#block-text pre")).to_be_visible()
+    check("a chosen token")
+    page.locator("#strip [aria-selected=true]").hover()
+    check("pointer on the chosen token")
+    page.mouse.move(*point_at(page, 1, 1, 4))
+    check("tooltip")
+    for part in (".hljs-keyword", ".hljs-comment", ".menu", "code", "dialog", "small"):
+        wanted = {".menu": "button.", "dialog": "button.danger"}.get(part, part.lstrip("."))
+        assert any(wanted in place for place in checked), part
+
+
+@needs_browser
+def test_the_small_model_says_what_it_can_do(tab: Tab) -> None:
+    """The examples that the page offers, asked of the real model. It is shown for no other model."""
+    path = model_dir("embedded")
+    model, tokenizer = load_model(path), Tokenizer.from_dir(path)
+    options: dict[str, Any] = {"template": None, "built_in": "embedded", "chunk_tokens": 2048, "pages": 240}
+    with live_server(model, tokenizer=tokenizer, **options) as server:
+        page = tab.open(server.url, "tiny")
+        expect(page.locator("#small-model")).to_contain_text("It knows nothing about the world")
+        page.click("#settings-button")
+        page.fill("[name=temperature]", "0")
+        page.click("#settings-button")
+        labels = page.locator("#examples button").all_inner_texts()
+        assert len(labels) == 3
+        for label in labels:
+            page.click("#new-chat")
+            page.get_by_role("button", name=label).click()
+            question = page.locator("#input").input_value().rsplit("\n", 1)[-1]
+            page.press("#input", "Enter")
+            expect(page.locator(".message.assistant footer")).to_contain_text("tokens", timeout=120_000)
+            sent = page.locator(".message.user .text").inner_text()
+            if page.locator(".message.user .file-chip").count():
+                page.locator(".message.user .chip-name").click()
+                sent = page.get_by_role("dialog").locator("pre").inner_text()
+                page.keyboard.press("Escape")
+            subject = question.removeprefix("What is ").removesuffix("?")
+            (sentence,) = re.findall(rf"{subject} is [^\s.]+\.", sent, re.IGNORECASE)
+            value = sentence.removesuffix(".").rsplit(" ", 1)[1]
+            expect(page.locator(".message.assistant .text")).to_contain_text(value)
+        server.engine.prefix_cache.clear()
