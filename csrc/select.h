@@ -136,7 +136,7 @@ struct Best {
   }
   void raise(float* floors, int rows) const {
     for (int r = 0; r < rows; r++) {
-      const float floor = nextafterf(threshold[r], NEG_INF);
+      float floor = nextafterf(threshold[r], NEG_INF);
       if (floor > floors[r]) __atomic_store(floors + r, &floor, __ATOMIC_RELAXED);
     }
   }

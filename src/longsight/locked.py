@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
+import sys
 from pathlib import Path
 from typing import BinaryIO
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _take(lock: BinaryIO) -> None:
+        try:
+            msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:  # what it raises where another process has the byte
+            raise BlockingIOError(error.errno, error.strerror) from None
+else:
+    import fcntl
+
+    def _take(lock: BinaryIO) -> None:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def lock_directory(path: Path, *, mode: int = 0o777) -> BinaryIO:
@@ -15,7 +29,7 @@ def lock_directory(path: Path, *, mode: int = 0o777) -> BinaryIO:
     path.mkdir(parents=True, exist_ok=True, mode=mode)
     lock = (path / "lock").open("ab")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(lock)
     except OSError:
         lock.close()
         raise

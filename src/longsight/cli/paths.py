@@ -213,4 +213,6 @@ def _unwritable_file(path: Path) -> int | None:
 
 def _why_not(path: Path) -> int:
     """EROFS on a file system that is mounted read-only; else permission is what lacks."""
+    if os.name == "nt":
+        return errno.EACCES
     return errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES

@@ -166,11 +166,11 @@ def _latest(entries: Sequence[kv_journal.Entry]) -> list[kv_journal.Entry]:
 def _map(path: Path, size: int) -> mmap.mmap:
     """The file, mapped: exactly `size` bytes, all its room reserved. A new one that does not fit is removed."""
     existed = path.exists()
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
     try:
         if existed and os.fstat(descriptor).st_size != size:
             os.ftruncate(descriptor, 0)
-        os.posix_fallocate(descriptor, 0, size)
+        _reserve(descriptor, size)
         return mmap.mmap(descriptor, size)
     except OSError:
         if not existed:
@@ -178,3 +178,14 @@ def _map(path: Path, size: int) -> mmap.mmap:
         raise
     finally:
         os.close(descriptor)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Take all the file's room on the disk now, so that a write through the map cannot fail later."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    # macOS and Windows have no such call; zeros take the room too.
+    end = os.lseek(descriptor, 0, os.SEEK_END)
+    while end < size:
+        end += os.write(descriptor, bytes(min(size - end, 1 << 20)))

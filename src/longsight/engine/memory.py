@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
+import sys
 from pathlib import Path
 
 from longsight.engine.errors import EngineConfigError
@@ -88,15 +91,26 @@ def available_bytes() -> int:
 def disk_bytes(directory: Path) -> int:
     """Bytes that a file in `directory` may take: what is free, and what an earlier pool there occupies already."""
     existing = next(p for p in (directory, *directory.absolute().parents) if p.exists())
-    disk = os.statvfs(existing)
-    taken = sum(file.stat().st_blocks * 512 for file in directory.glob("pages.bin"))
-    return disk.f_bavail * disk.f_frsize + taken + WORKSPACE_BYTES  # which plan_pages takes off again
+    taken = sum(file.stat().st_size for file in directory.glob("pages.bin"))  # all of it reserved (kv_dir.py)
+    return shutil.disk_usage(existing).free + taken + WORKSPACE_BYTES  # which plan_pages takes off again
 
 
 def _idle_file_cache(stat: Path) -> int:
     """Bytes that a control group counts as used but gives back on demand, a mapped checkpoint's for the most part."""
     fields = dict(line.split() for line in stat.read_text().splitlines())
     return int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))
+
+
+class _MemoryStatus(ctypes.Structure):
+    """Windows' MEMORYSTATUSEX."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        ("total", ctypes.c_uint64),
+        ("free", ctypes.c_uint64),
+        ("others", ctypes.c_uint64 * 5),
+    )
 
 
 def _machine_free() -> int:
@@ -106,5 +120,10 @@ def _machine_free() -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
+    if sys.platform == "win32":
+        status = _MemoryStatus(length=ctypes.sizeof(_MemoryStatus))
+        if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+            raise ctypes.WinError()
+        return int(status.free)
     # No such file outside Linux: half of all memory is a fair guess at what is free.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

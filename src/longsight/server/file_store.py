@@ -309,6 +309,8 @@ def _disk(error: Exception) -> FileStoreError:
 
 
 def _sync_directory(path: Path) -> None:
+    if os.name == "nt":  # directories cannot be opened there
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -34,7 +34,7 @@ class Signer:
         """The key in a file, which is made, for its owner's eyes only, if it is missing. Raises SigningKeyError."""
         try:
             try:
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
             except FileExistsError:
                 key = path.read_bytes()
             else:

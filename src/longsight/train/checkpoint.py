@@ -86,6 +86,8 @@ def replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
+    if os.name == "nt":  # directories cannot be opened there
+        return
     entry = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(entry)
