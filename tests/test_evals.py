@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,9 @@ import torch
 from matplotlib import image
 from scipy import stats
 
+from longsight.chat.messages import ChatMessage
+from longsight.chat.prompt import ChatFormat
+from longsight.chat.template import ChatTemplate
 from longsight.cli.main import main
 from longsight.evals import (
     EvalError,
@@ -28,16 +32,19 @@ from longsight.evals import (
     tasks,
 )
 from longsight.evals.asking import ask, build_engine
+from longsight.evals.chat import chat_frame
 from longsight.evals.haystack import Document, Haystack, read_documents
 from longsight.evals.recall import recall
 from longsight.evals.report import markdown
-from longsight.evals.sample import begins_with, equals, finds
+from longsight.evals.sample import begins_with, equals, finds, mentions
 from longsight.evals.suite import FILE, Texts
 from longsight.model import ModelConfig, load_model
+from longsight.model.built_in import EMBEDDED_DIR
 from longsight.model.tokenizer import Tokenizer
 from longsight.ops import Batch
 from longsight.train.recall import Vocabulary
 
+DOCS = Path(__file__).parents[1] / "docs"
 STORY = "".join(
     f"On day {i} the {noun} near the old mill was repaired by a person called number {i * 37 % 101}. It rained.\n"
     for i, noun in enumerate(["gate", "roof", "wall", "pump", "road", "fence", "barn", "wheel"] * 40)
@@ -97,6 +104,12 @@ def test_scores() -> None:
     assert finds(["11", "22", "33"])((), " 22, 11 and 334") == pytest.approx(2 / 3)
     assert equals([(1, 2)])([1, 2], "") == 1
     assert equals([(1, 2)])([1, 2, 3], "") == 0
+
+
+def test_an_answer_in_a_chat_names_what_was_asked_for() -> None:
+    right = mentions(["12345", "four (4)"])
+    answers = ["The code is 12345.", "12345", "It is four (4)!", "123456", "x12345", "four", ""]
+    assert [right((), text) for text in answers] == [1, 1, 1, 0, 0, 0, 0]
 
 
 # Tasks
@@ -369,6 +382,77 @@ def test_nothing_is_asked_for_in_vain(constructed: Path, tmp_path: Path) -> None
             EvalSettings(**arguments)
     with pytest.raises(EvalError, match="vocabulary of 1153"):
         evaluate(constructed, EvalSettings(("recall",), (64,)), tmp_path)
+
+
+# As the model is served
+
+
+def test_the_frame_of_a_message(constructed: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_dir(EMBEDDED_DIR)
+    frame = chat_frame(EMBEDDED_DIR, tokenizer)
+    assert frame is not None
+    template = ChatTemplate.from_checkpoint(EMBEDDED_DIR)
+    served = ChatFormat(tokenizer, template).prompt([ChatMessage("user", "Hello [e~[ you.")], thinking="disabled")
+    assert [*frame.before, *tokenizer.encode_plain("Hello [e~[ you."), *frame.after] == list(served.tokens)
+    assert chat_frame(constructed, Tokenizer.from_dir(constructed)) is None, "its template adds nothing"
+    assert chat_frame(tmp_path, tokenizer) is None
+    for template, times in (("{{ messages[0].role }}", 0), ("{{ messages[0].content * 2 }}", 2)):
+        (tmp_path / "chat_template.jinja").write_text(template)
+        with pytest.raises(EvalError, match=f"{times} times instead of once"):
+            chat_frame(tmp_path, tokenizer)
+
+
+@pytest.mark.parametrize("task", tasks.TEXT_TASKS)
+def test_questions_in_a_chat(task: str) -> None:
+    tokenizer = Tokenizer.from_dir(EMBEDDED_DIR)
+    frame = chat_frame(EMBEDDED_DIR, tokenizer)
+    assert frame is not None
+    world = tasks.TextWorld(Haystack(tokenizer, [Document.of_text("story.txt", STORY)]), bos=1, chat=frame)
+    sample = tasks.TEXT_TASKS[task](world, random.Random(task), 2001, 0.5)
+    assert tuple(sample.context[: len(frame.before)]) == frame.before
+    assert len(sample.context) + max(len(q.tokens) + q.max_tokens for q in sample.questions) in range(1991, 2002)
+    for question in sample.questions:
+        assert tuple(question.tokens[-len(frame.after) :]) == frame.after
+        assert tokenizer.decode(question.tokens[: -len(frame.after)]).startswith("\n\n")
+        answer = tokenizer.decode(question.answers[0])
+        assert question.score((), f"It says this: {answer}") == 1
+        assert question.score((), "nothing like it") == 0
+
+
+def test_generated_sentences_say_nothing_of_what_is_asked() -> None:
+    tokenizer = Tokenizer.from_dir(EMBEDDED_DIR)
+    sample = tasks.single(tasks.TextWorld(Haystack(tokenizer)), random.Random(0), 2000, 0.5)
+    thing = tokenizer.decode(sample.questions[0].tokens).split()[-3:-1]
+    ((first, end),) = sample.questions[0].evidence
+    around = tokenizer.decode([*sample.context[:first], *sample.context[end:]])
+    assert len(thing) == 2
+    assert all(word in tokenizer.decode(sample.context[first:end]) and word not in around for word in thing)
+
+
+def test_the_embedded_model_finds_needles_as_it_is_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Several times the 256 tokens that it attends to."""
+    arguments = ["eval", "embedded", "--tasks", "single", "--trials", "5", "--lengths"]
+    assert main([*arguments, "1K,3K", "--out", str(tmp_path / "chat")]) == 0
+    printed = capsys.readouterr().out
+    assert "Asked through the chat template." in printed
+    parts = json.loads((tmp_path / "chat" / FILE).read_text())["parts"]
+    assert [p["accuracy"]["value"] for p in parts] == [1, 1]
+    assert [p["evidence_read"] for p in parts] == [1, 1]
+    assert main([*arguments, "512", "--no-chat-template", "--out", str(tmp_path / "chat")]) == 1
+    assert "other settings (chat_template)" in capsys.readouterr().err
+    assert main([*arguments, "512", "--no-chat-template", "--out", str(tmp_path / "plain")]) == 0
+    assert "Asked to continue a sentence, without a chat template." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "code", re.findall(r"```python\n(.*?)```", (DOCS / "evals.md").read_text(), re.DOTALL), ids=lambda code: "example"
+)
+def test_the_documented_lines_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert all(p["accuracy"]["value"] == 1 for p in names["results"]["parts"])
+    assert (tmp_path / "results" / FILE).exists()
 
 
 def test_command(constructed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

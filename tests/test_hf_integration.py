@@ -4,10 +4,8 @@ eagerly: same blocks, same logits, however the tokens arrive. Prompts are severa
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +21,6 @@ from longsight.hf.cache import PagedLayer
 from longsight.hf.tables import PageTables
 from longsight.ops import UnsupportedError
 from oracle import cached
-from tiny_hf import write_byte_tokenizer
 
 TOLERANCE = 5e-5  # fp32 logits of rms about 1.4
 TOKENS = 203  # 4 times topk * block, off the block grid
@@ -352,17 +349,3 @@ def test_page_tables_share_pages_until_someone_writes() -> None:
     assert tables.pages == 4, "pages that nobody owns any more are used again"
     tables.truncate([3])
     assert len(tables.tables[0]) == 1
-
-
-def test_the_documented_lines_run(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "path" / "to" / "checkpoint"
-    oracle.save(model, path)
-    write_byte_tokenizer(path)
-    monkeypatch.chdir(tmp_path)
-    text = (Path(__file__).parents[1] / "docs" / "transformers.md").read_text()
-    example = re.search(r"## MiniMax-M3 models\n\n```python\n(.*?)```", text, re.DOTALL)
-    assert example
-    names: dict[str, Any] = {}
-    exec(example[1], names)
-    assert names["model"].config._attn_implementation == "longsight"
-    assert names["output"].shape[0] == 2

@@ -12,7 +12,7 @@ import pytest
 import longsight
 
 ROOT = Path(longsight.__file__).parent
-ORDER = ("ops", "model", "train", "hf", "engine", "evals", "chat", "server", "cli")
+ORDER = ("ops", "model", "train", "hf", "engine", "chat", "evals", "server", "cli")
 SERVING = ("engine", "chat", "server")  # needs nothing of what trains, nor of the transformers library
 EXTRAS = (
     *("starlette", "uvicorn", "pydantic", "jinja2", "python_multipart", "sqlalchemy", "httpx"),

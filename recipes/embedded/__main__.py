@@ -18,6 +18,7 @@ from pathlib import Path
 
 from longsight.model.built_in import EMBEDDED_DIR
 from longsight.model.constructed import FILES
+from longsight.model.tokenizer_config import TOKENIZER_CONFIG
 from longsight.train.config import TrainConfig
 from recipes.embedded.corpus import HERE, WORK
 
@@ -37,7 +38,7 @@ def run(name: str, made: Path, arguments: Sequence[str]) -> None:
 def ship(model: Path, target: Path) -> None:
     """Copy what a served model needs. It answers without sampling: what it is asked for is to be copied exactly."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
+    for name in (*FILES, TOKENIZER_CONFIG):
         shutil.copyfile(model / name, target / name)
     generation = target / "generation_config.json"
     settings = json.loads(generation.read_text(encoding="utf-8")) | {"do_sample": False}

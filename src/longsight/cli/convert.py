@@ -26,8 +26,9 @@ Two stages. In the first the model is frozen and attends densely, and the index 
 dense attention that falls on the chosen blocks, for tokens that see more blocks than they choose: near 1 the sparse
 model does what the dense one did.
 
-The directory loads with longsight.hf.load(DIR), or with AutoModelForCausalLM once longsight.hf is imported. The
-original is only read. Llama, Mistral, Qwen2 and Qwen3 models without sliding windows can be converted.
+The result runs inside the transformers library: it loads with longsight.hf.load(DIR), or with AutoModelForCausalLM
+once longsight.hf is imported. `longsight serve` and `longsight eval` cannot run it. The original is only read. Llama,
+Mistral, Qwen2 and Qwen3 models without sliding windows can be converted.
 """
 
 
@@ -40,7 +41,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "model", type=ModelDirectory(built_in=False), metavar="MODEL", help="a directory that transformers loads"
+        "model",
+        type=ModelDirectory(built_in=False),
+        metavar="MODEL",
+        help="a directory that transformers loads; nothing is downloaded, so fetch a model of a hub first: "
+        "hf download ORG/NAME --local-dir DIR",
     )
     parser.add_argument(
         "--text",

@@ -31,8 +31,10 @@ attentions, all with the same weights: configured; dense: sparse layers read eve
 random blocks instead of the learned choice (static:window=2,stride=64,random=1 to say which); k=N, block=N: another
 number of blocks (from the forced ones up) or tokens per block (a multiple of 16).
 
-Answers are greedy and must match. DIR gets results.json, results.md, accuracy.png and loss.png; a run that was
-interrupted goes on where it stopped when the same command is given again. docs/evals.md says how tasks are made.
+A model with a chat template is asked questions through it, as `longsight serve` would ask; any other, or every one with
+--no-chat-template, has to continue a sentence. Answers are greedy and must hold the right one. DIR gets results.json,
+results.md, accuracy.png and loss.png; a run that was interrupted goes on where it stopped when the same command is
+given again. docs/evals.md says how tasks are made.
 """
 
 
@@ -93,6 +95,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="of this text; default: that of --text",
     )
     parser.add_argument("--loss-documents", type=positive, default=8, metavar="N", help="how many documents (8)")
+    parser.add_argument(
+        "--no-chat-template",
+        action="store_true",
+        help="have the model continue a sentence; default: a model with a chat template is asked questions through it",
+    )
     parser.add_argument("--likelihood", action="store_true", help="also the log-probability of the right answers")
     parser.add_argument(
         "--recall-vocab",
@@ -124,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         variants=tuple(Variant.parse(text) for text in args.attention),
         likelihood=args.likelihood,
+        chat_template=not args.no_chat_template,
         loss_length=args.loss,
         loss_documents=args.loss_documents,
         recall=Vocabulary(*args.recall_vocab),

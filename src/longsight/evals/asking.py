@@ -16,8 +16,10 @@ MAX_RUNNING = 16
 
 @dataclass
 class Asked:
-    """A sample's answers, in the order of its questions. scores: 0..1. read: whether a block of the evidence was chosen
-    by some sparse layer and group for the first token of the answer; None where nothing chooses or nothing is known.
+    """A sample's answers, in the order of its questions.
+
+    scores: 0..1. read: whether a block of the evidence was chosen by some sparse layer and group for the first token of
+    the answer, in a chat for any; None where nothing chooses or nothing is known.
     """
 
     sample: Sample
@@ -93,6 +95,8 @@ def _add(engine: Engine, running: dict[Request, tuple[Asked, int]], asked: Asked
 def _evidence_read(request: Request, question: Question, block_size: int) -> bool | None:
     if not question.evidence or not request.selections:
         return None
-    first = [set(blocks) for s in request.selections if s.token_index == 0 for blocks in s.blocks]
+    chosen = [
+        set(blocks) for s in request.selections if question.in_sentence or s.token_index == 0 for blocks in s.blocks
+    ]
     wanted = [set(range(a // block_size, (b - 1) // block_size + 1)) for a, b in question.evidence]
-    return all(any(blocks & chosen for chosen in first) for blocks in wanted)
+    return all(any(blocks & choice for choice in chosen) for blocks in wanted)

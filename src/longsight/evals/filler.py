@@ -7,6 +7,7 @@ be what was drilled. The forms of sentences are shared.
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 
 ADJECTIVES = (
     *("amber", "azure", "bitter", "brisk", "calm", "coral", "crooked", "dusty", "eager", "faded", "gentle", "hollow"),
@@ -26,16 +27,17 @@ _OPENINGS = ("", "In spring ", "Most days ", "After the rain ", "By custom ", "A
 _SYLLABLES = tuple(c + v for c in "bdfgklmnprstvz" for v in "aeiou")
 
 
-def sentence(rng: random.Random) -> str:
-    """One sentence, a full stop and a space after it; now and then a line break instead."""
+def sentence(rng: random.Random, avoid: Collection[str] = ()) -> str:
+    """One sentence, a full stop and a space after it; now and then a line break instead. avoid: words not to use."""
     opening = rng.choice(_OPENINGS)
-    text = f"{opening}{'the' if opening else 'The'} {subject(rng)} {rng.choice(_VERBS)} the {subject(rng)}."
+    things = subject(rng, avoid), rng.choice(_VERBS), subject(rng, avoid)
+    text = f"{opening}{'the' if opening else 'The'} {things[0]} {things[1]} the {things[2]}."
     return text + ("\n" if rng.random() < 0.2 else " ")
 
 
-def subject(rng: random.Random) -> str:
-    """Two words that name a thing."""
-    return f"{rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}"
+def subject(rng: random.Random, avoid: Collection[str] = ()) -> str:
+    """Two words that name a thing, none of them in `avoid`."""
+    return " ".join(rng.choice([word for word in words if word not in avoid]) for words in (ADJECTIVES, NOUNS))
 
 
 def subjects(rng: random.Random, count: int) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -65,20 +65,26 @@ class Haystack:
             lambda text: tuple(tokenizer.encode_plain(text))
         )
 
-    def pieces(self, rng: random.Random) -> Iterator[tuple[int, ...]]:
+    def pieces(self, rng: random.Random, avoid: Collection[str] = ()) -> Iterator[tuple[int, ...]]:
         if not self._pieces:
             while True:
-                yield self.encode(filler.sentence(rng))
+                yield self.encode(filler.sentence(rng, avoid))
         at = rng.randrange(len(self._pieces))
         while True:
             yield self.encode(self._pieces[at])
             at = (at + 1) % len(self._pieces)
 
     def hide(
-        self, rng: random.Random, tokens: int, needles: Sequence[tuple[float, Sequence[int]]], start: Sequence[int] = ()
+        self,
+        rng: random.Random,
+        tokens: int,
+        needles: Sequence[tuple[float, Sequence[int]]],
+        start: Sequence[int] = (),
+        avoid: Collection[str] = (),
     ) -> tuple[array[int], list[tuple[int, int]]]:
         """`start` and exactly `tokens` tokens after it: text with each needle, (depth 0..1, its tokens), between two
         pieces; and the span that each has in the whole, in the order given. Needles of one depth keep their order.
+        avoid: words that no generated sentence has, so that none speaks of what a needle is about.
 
         Raises EvalError if the needles leave no room.
         """
@@ -86,7 +92,7 @@ class Haystack:
         if room < 0:
             raise EvalError(f"{tokens} tokens of context cannot hold needles of {tokens - room}; use a greater length")
         pieces, have = [], 0
-        for piece in self.pieces(rng):
+        for piece in self.pieces(rng, avoid):
             if have >= room:
                 break
             if piece:

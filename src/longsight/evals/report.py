@@ -20,9 +20,11 @@ def markdown(results: Results) -> str:
     out = ["# Evaluation", ""]
     bound = results["about"].get("prompt_tokens", 0)
     fewer = f" or {bound:,} tokens of them" if bound else ""
+    in_chat = results["about"].get("chat_template")
+    asked = "Asked through the chat template" if in_chat else "Asked to continue a sentence, without a chat template"
     out.append(
-        f"Greedy answers, {results['about']['trials']} prompts{fewer} per cell, seed {results['about']['seed']}. In "
-        "brackets the 95 % Wilson interval."
+        f"{asked}. Greedy answers, {results['about']['trials']} prompts{fewer} per cell, seed "
+        f"{results['about']['seed']}. In brackets the 95 % Wilson interval."
     )
     for attention in attentions(results):
         cells = [p for p in parts if p["attention"] == attention and "task" in p]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ class Question:
 
     tokens: of the question. answers: token ids of each accepted answer. max_tokens: to generate. score: see Score.
     evidence: (first, one past last) tokens of the prompt that an answer rests on, for the share of trials in which
-    their blocks were read.
+    their blocks were read. in_sentence: the answer may stand anywhere in what is generated, as in a chat.
     """
 
     tokens: Sequence[int]
@@ -24,6 +25,7 @@ class Question:
     max_tokens: int
     score: Score
     evidence: tuple[tuple[int, int], ...] = ()
+    in_sentence: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,16 @@ def begins_with(answers: Sequence[str]) -> Score:
     def score(_: Sequence[int], text: str) -> float:
         text = text.lstrip()
         return float(any(text.startswith(a) and not text[len(a) : len(a) + 1].isalnum() for a in answers))
+
+    return score
+
+
+def mentions(answers: Sequence[str]) -> Score:
+    """An accepted answer occurs in the text, letter for letter and not within a word."""
+    wanted = re.compile("|".join(rf"(?<!\w){re.escape(answer)}(?!\w)" for answer in answers))
+
+    def score(_: Sequence[int], text: str) -> float:
+        return float(wanted.search(text) is not None)
 
     return score
 

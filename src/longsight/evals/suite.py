@@ -17,6 +17,7 @@ import torch
 
 from longsight.evals import intervals
 from longsight.evals.asking import Asked, ask, build_engine
+from longsight.evals.chat import chat_frame
 from longsight.evals.errors import EvalError
 from longsight.evals.haystack import Document, Haystack
 from longsight.evals.reading import answer_log_likelihoods, cut_documents, loss_by_position
@@ -33,6 +34,7 @@ from longsight.train.recall import Vocabulary
 RECALL = "recall"
 SUITES: dict[str, tuple[str, ...]] = {"ruler": tuple(TEXT_TASKS), "recall": (RECALL,), "loss": ()}
 FILE = "results.json"
+PROMPTS = 2  # raise it when the same settings give other prompts: results of the older ones are not added to
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # what runs, prompts and documents done, of how many
 Progress = Callable[[str, int, int], None]
@@ -44,7 +46,8 @@ class EvalSettings:
     length; prompt i of a length asks at depth DEPTHS[i % 5]. prompt_tokens: 0, or the most that the prompts of one task
     and length may have together: longer prompts are then fewer, though never fewer than one of each depth.
     loss_length: 0 = no loss by position; else documents of so many tokens, `loss_documents` of them. likelihood: also
-    the log-probability of the answers.
+    the log-probability of the answers. chat_template: ask text tasks through the checkpoint's chat template if it has
+    one, as the model is served; else, and for checkpoints without, have it continue a sentence.
     """
 
     tasks: tuple[str, ...]
@@ -58,6 +61,7 @@ class EvalSettings:
     loss_documents: int = 8
     recall: Vocabulary = field(default_factory=Vocabulary)
     dtype: str | None = None
+    chat_template: bool = True
 
     def __post_init__(self) -> None:
         known = (*TEXT_TASKS, RECALL)
@@ -106,8 +110,10 @@ def evaluate(
     path, texts = Path(path), texts or Texts()
     tokenizer = _tokenizer(path, settings)
     out.mkdir(parents=True, exist_ok=True)
-    results = _open(out / FILE, _about(path, settings, texts))
-    world = TextWorld(Haystack(tokenizer, texts.documents), _bos(path), texts.qa) if tokenizer else None
+    asks = settings.chat_template and any(task in TEXT_TASKS for task in settings.tasks)
+    frame = chat_frame(path, tokenizer) if tokenizer and asks else None
+    results = _open(out / FILE, _about(path, settings, texts, frame is not None))
+    world = TextWorld(Haystack(tokenizer, texts.documents), _bos(path), texts.qa, frame) if tokenizer else None
     runs = [_Run(path, settings, variant, tokenizer, world, texts, backend) for variant in settings.variants]
     total, done = sum(part.units for run in runs for part in run.parts()), 0
     for run in runs:
@@ -263,12 +269,14 @@ def _bos(path: Path) -> int | None:
     return ModelConfig.from_file(path).bos_token_id
 
 
-def _about(path: Path, settings: EvalSettings, texts: Texts) -> dict[str, Any]:
+def _about(path: Path, settings: EvalSettings, texts: Texts, in_chat: bool) -> dict[str, Any]:
     """What results depend on, except which parts have been asked for so far."""
     digest = sha256(repr((texts.documents, texts.qa, texts.loss)).encode()).hexdigest()
     return {
         "checkpoint": fingerprint(path).hex(),
+        "prompts": PROMPTS,
         "trials": settings.trials,
+        **({"chat_template": True} if in_chat else {}),
         **({"prompt_tokens": settings.prompt_tokens} if settings.prompt_tokens else {}),
         "seed": settings.seed,
         "likelihood": settings.likelihood,

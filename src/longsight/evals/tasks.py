@@ -1,5 +1,6 @@
 """Long-context tasks in plain English, each a small generator. The kinds are those of RULER (arXiv:2404.06654); the
-texts are this project's, and every question is the beginning of a sentence, so that untuned models can answer it.
+texts are this project's. A model with a chat template is asked a question; any other gets the beginning of a sentence,
+which untuned models can continue.
 """
 
 from __future__ import annotations
@@ -7,12 +8,13 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from longsight.evals import filler
+from longsight.evals.chat import ChatFrame
 from longsight.evals.errors import EvalError
 from longsight.evals.haystack import Haystack
-from longsight.evals.sample import Question, Sample, Score, begins_with, finds
+from longsight.evals.sample import Question, Sample, Score, begins_with, finds, mentions
 
 KEYS = 8  # needles of the tasks with several
 VALUES = 4  # of one key
@@ -21,6 +23,7 @@ COMMON = 5  # words asked for
 FREQUENT = 3
 DRAWS = 16  # of words to count, before a length is called too short
 SLACK = 3  # tokens beyond the longest answer: a model may spell it in other tokens
+CHAT_SLACK = 32  # in a chat it may put it in other words
 
 
 @dataclass(frozen=True)
@@ -34,17 +37,38 @@ class QaItem:
 
 @dataclass(frozen=True)
 class TextWorld:
-    """What text tasks are made from. bos: the token that every context starts with, if any."""
+    """What text tasks are made from.
+
+    bos: the token that every context starts with, if any. chat: what stands around a prompt instead, for a model that
+    is asked through its chat template.
+    """
 
     haystack: Haystack
     bos: int | None = None
     qa: Sequence[QaItem] = field(default=())
+    chat: ChatFrame | None = None
 
-    def question(self, text: str, answers: Sequence[str], score: Score) -> Question:
-        """answers: texts as they follow the question, a space before them if there is one."""
+    @property
+    def start(self) -> tuple[int, ...]:
+        """The tokens before a context."""
+        if self.chat is not None:
+            return self.chat.before
+        return () if self.bos is None else (self.bos,)
+
+    def question(self, begun: str, asked: str, answers: Sequence[str], score: Score) -> Question:
+        """begun: the beginning of a sentence. asked: the same as a question, for a chat. answers: texts as they follow
+        `begun`, a space before them if there is one; in a chat the whole sentence is the expected answer."""
         encode = self.haystack.encode
-        tokens = tuple(encode(answer) for answer in answers)
-        return Question(encode(text), tokens, max(map(len, tokens)) + SLACK, score)
+        if self.chat is None:
+            tokens = tuple(encode(answer) for answer in answers)
+            return Question(encode(begun), tokens, max(map(len, tokens)) + SLACK, score)
+        tokens = tuple(encode(f"{begun.strip()}{answer}.") for answer in answers)
+        asked_tokens = (*encode(f"\n\n{asked}"), *self.chat.after)
+        return Question(asked_tokens, tokens, max(map(len, tokens)) + CHAT_SLACK, score, in_sentence=True)
+
+    def one_of(self, answers: Sequence[str]) -> Score:
+        """Right if a continuation begins with an accepted answer, or the answer in a chat names it."""
+        return begins_with(answers) if self.chat is None else mentions(answers)
 
     def sample(
         self,
@@ -53,16 +77,18 @@ class TextWorld:
         needles: Sequence[tuple[float, str]],
         questions: Sequence[tuple[Question, Sequence[int]]],
         depth: float | None,
+        things: Sequence[str] = (),
     ) -> Sample:
-        """A prompt and answers of `length` tokens together. Each question comes with the needles it rests on."""
-        start = () if self.bos is None else (self.bos,)
+        """A prompt and answers of `length` tokens together. Each question comes with the needles it rests on.
+
+        things: what the needles are about; generated sentences around them use none of these words.
+        """
+        start = self.start
         tail = max(len(q.tokens) + q.max_tokens for q, _ in questions)
         encoded = [(at, self.haystack.encode(text)) for at, text in needles]
-        context, spans = self.haystack.hide(rng, length - len(start) - tail, encoded, start)
-        asked = [
-            Question(q.tokens, q.answers, q.max_tokens, q.score, tuple(spans[i] for i in needs))
-            for q, needs in questions
-        ]
+        words = {word for thing in things for word in thing.split()}
+        context, spans = self.haystack.hide(rng, length - len(start) - tail, encoded, start, words)
+        asked = [replace(q, evidence=tuple(spans[i] for i in needs)) for q, needs in questions]
         return Sample(context, tuple(asked), depth)
 
 
@@ -91,9 +117,18 @@ def _codes(world: TextWorld, rng: random.Random, length: int, depth: float, *, k
     sentences = [f"The secret code for the {thing} is" for thing in things]
     needles = [(d, f"\n{s} {code}.\n") for d, s, code in zip(depths, sentences, codes, strict=True)]
     questions = [
-        (world.question(f"\n{sentences[i]}", [f" {codes[i]}"], begins_with([codes[i]])), [i]) for i in range(asked)
+        (
+            world.question(
+                f"\n{sentences[i]}",
+                f"What is the secret code for the {things[i]}?",
+                [f" {codes[i]}"],
+                world.one_of([codes[i]]),
+            ),
+            [i],
+        )
+        for i in range(asked)
     ]
-    return world.sample(rng, length, needles, questions, depth)
+    return world.sample(rng, length, needles, questions, depth, things)
 
 
 def multivalue(world: TextWorld, rng: random.Random, length: int, depth: float) -> Sample:
@@ -101,8 +136,13 @@ def multivalue(world: TextWorld, rng: random.Random, length: int, depth: float) 
     thing, codes = filler.subject(rng), filler.codes(rng, VALUES)
     needles = [(rng.random(), f"\nOne of the secret codes for the {thing} is {code}.\n") for code in codes]
     answer = f" {', '.join(codes[:-1])} and {codes[-1]}"
-    question = world.question(f"\nThe {VALUES} secret codes for the {thing} are", [answer], finds(codes))
-    return world.sample(rng, length, needles, [(question, range(VALUES))], None)
+    question = world.question(
+        f"\nThe {VALUES} secret codes for the {thing} are",
+        f"What are the {VALUES} secret codes for the {thing}?",
+        [answer],
+        finds(codes),
+    )
+    return world.sample(rng, length, needles, [(question, range(VALUES))], None, [thing])
 
 
 def tracking(world: TextWorld, rng: random.Random, length: int, depth: float) -> Sample:
@@ -118,7 +158,9 @@ def tracking(world: TextWorld, rng: random.Random, length: int, depth: float) ->
             for place, name, source in zip(places, chain, sources, strict=True)
         ]
     text = f"\nWritten as a number, the value of {names[HOPS]} is"
-    question = world.question(text, [f" {codes[0]}"], begins_with([codes[0]]))
+    question = world.question(
+        text, f"Written as a number, what is the value of {names[HOPS]}?", [f" {codes[0]}"], world.one_of([codes[0]])
+    )
     return world.sample(rng, length, needles, [(question, range(HOPS + 1))], None)
 
 
@@ -148,8 +190,13 @@ def _drawn_words(
     words = filler.coined_words(rng, max(length // 8, 2 * asked))
     top = words[:asked]
     answer = f" {', '.join(top[:-1])} and {top[-1]}"
-    question = world.question(f"\nThe {asked} words that occur most often are", [answer], finds(top))
-    context = array("i", () if world.bos is None else (world.bos,))
+    question = world.question(
+        f"\nThe {asked} words that occur most often are",
+        f"Which {asked} words occur most often?",
+        [answer],
+        finds(top),
+    )
+    context = array("i", world.start)
     room = max(length - len(context) - len(question.tokens) - question.max_tokens, 0)
     pieces = [world.haystack.encode(f"{word}\n") for word in words]
     total = room * len(pieces) // sum(map(len, pieces))
@@ -177,10 +224,15 @@ def qa(world: TextWorld, rng: random.Random, length: int, depth: float) -> Sampl
         if len(world.haystack.encode(text)) > budget:
             raise EvalError(f"{length} tokens cannot hold a document of {len(item.document)} characters three times")
         asked = f"\nQuestion: {item.question}\nAnswer:"
-        question = world.question(asked, [f" {a}" for a in item.answers], begins_with(item.answers))
+        question = world.question(asked, item.question, [f" {a}" for a in item.answers], world.one_of(item.answers))
         return world.sample(rng, length, [(depth, text)], [(question, [0])], depth)
     quote = _quote(world.haystack, rng, budget)
-    question = world.question(f"\n{quote.first}", [f" {quote.last}"], begins_with([quote.last]))
+    question = world.question(
+        f"\n{quote.first}",
+        f'With which two words does the sentence end that begins "{quote.first}"?',
+        [f" {quote.last}"],
+        world.one_of([quote.last]),
+    )
     return world.sample(rng, length, [(depth, quote.excerpt)], [(question, [0])], depth)
 
 

@@ -117,7 +117,7 @@ def convert(
         raise ConversionError(f"{out} exists and is not an empty directory")
     torch.manual_seed(settings.seed)
     family, config = target(source, settings)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = read_tokenizer(source)
     pieces = read_pieces(tokenizer, texts, settings.length)
     model = from_pretrained(family, source, config, settings.dtype, new_branch=True).to(settings.device)
     out.mkdir(parents=True, exist_ok=True)  # before the work: a place that cannot be written to must not cost it
@@ -126,6 +126,17 @@ def convert(
     tokenizer.save_pretrained(out)
     write_log(out / LOG, result)
     return result
+
+
+def read_tokenizer(source: str | Path) -> Any:
+    """The model's tokenizer, with a padding token: the end token where it has none of its own."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except (ValueError, OSError) as error:
+        raise ConversionError(f"{source} has no tokenizer that transformers can load: {error}") from None
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def target(source: str | Path, settings: Settings) -> tuple[Family, Any]:

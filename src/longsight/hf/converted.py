@@ -20,6 +20,7 @@ from transformers.models.qwen3 import Qwen3Config, Qwen3ForCausalLM
 
 from longsight.hf.attention import NAME
 from longsight.hf.branch import SparseAttention
+from longsight.model.config_json import CONVERTED_PREFIX
 from longsight.ops import LongsightError, PageLayout, UnsupportedError
 
 INDEX_KEYS = ("index_head_dim", "index_rotary_dim", "index_block_size", "index_topk_blocks", "index_local_blocks")
@@ -69,7 +70,9 @@ class WithIndexBranch:
 def _family(source: Any, model: Any) -> Family:
     kind: str = source.model_type
     name = source.__name__.removesuffix("Config")
-    config: Any = type(f"Sparse{name}Config", (source,), {"model_type": f"longsight_{kind}", "__module__": __name__})
+    config: Any = type(
+        f"Sparse{name}Config", (source,), {"model_type": CONVERTED_PREFIX + kind, "__module__": __name__}
+    )
     sparse: Any = type(
         f"Sparse{name}ForCausalLM", (WithIndexBranch, model), {"config_class": config, "__module__": __name__}
     )
@@ -127,11 +130,25 @@ def head_dim(config: Any) -> int:
     return dim
 
 
+def require_directory(path: str | Path) -> Path:
+    """The directory of a model. Raises ConversionError for what transformers would look for on a hub."""
+    directory = Path(path)
+    if not directory.is_dir():
+        found = "is a file" if directory.exists() else "does not exist"
+        raise ConversionError(
+            f"{path} {found}; expected a directory with config.json, *.safetensors and tokenizer.json. A model on the "
+            "Hugging Face hub has to be downloaded first (hf download ORG/NAME --local-dir DIR)"
+        )
+    if not (directory / "config.json").is_file():
+        raise ConversionError(f"{path} has no config.json; expected a directory that transformers can load")
+    return directory
+
+
 def read_config(path: str | Path) -> Any:
-    """A model's configuration. Raises ConversionError for one that transformers cannot read."""
+    """The configuration of the model in a directory. Raises ConversionError where transformers cannot read one."""
     try:
-        return AutoConfig.from_pretrained(path)
-    except ValueError as error:  # a type that it does not know
+        return AutoConfig.from_pretrained(require_directory(path), local_files_only=True)
+    except (ValueError, OSError) as error:  # a type that it does not know, or no JSON
         raise ConversionError(f"{path}: {str(error).splitlines()[0]}") from None
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from longsight.model.config import ModelConfig
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+CONVERTED_PREFIX = "longsight_"  # of the model types that hf/converted.py registers with transformers
 MODEL_TYPE, TEXT_MODEL_TYPE = "minimax_m3_vl", "minimax_m3_vl_text"
 MAX_LAYERS = 4096
 
@@ -167,6 +168,12 @@ def _text_config(outer: JsonObject) -> JsonObject:
     kind = outer.get("model_type")
     if kind == TEXT_MODEL_TYPE:
         return outer
+    if isinstance(kind, str) and kind.startswith(CONVERTED_PREFIX):
+        raise outer.fail(
+            "model_type",
+            "this model was made by `longsight convert` and runs inside the transformers library only: use "
+            "longsight.hf.load(DIRECTORY) in Python (docs/transformers.md)",
+        )
     if kind != MODEL_TYPE:
         raise outer.fail("model_type", f"expected {MODEL_TYPE!r} or {TEXT_MODEL_TYPE!r}")
     text = outer.object("text_config")

@@ -3,4 +3,5 @@
 NAMESPACE = "]<]minimax[>["  # stands before every structural tag
 THINK, END_THINK = "<mm:think>", "</mm:think>"
 TURN, END_OF_TURN, DOCUMENT = "]~b]", "[e~[", "]~!b["
+PADDING = "]!p~["
 TURN_MARKERS = (TURN, END_OF_TURN, DOCUMENT)  # none of these belongs to an answer

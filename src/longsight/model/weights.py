@@ -1,4 +1,4 @@
-"""Checkpoint names -> the model's packed weights. The only place that knows what tensors are called.
+"""Checkpoint names -> the model's packed weights. Only this file and transformers_names.py know their names.
 
 Two dialects are read, tensor by tensor, and turned into one *canonical* name (the published one without its prefix):
 

@@ -1,4 +1,4 @@
-"""Networks to and from checkpoint directories, under the published names."""
+"""Networks to and from checkpoint directories, which transformers' text-only M3 class loads as well."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from longsight.model import CheckpointError, ModelConfig
 from longsight.model.checkpoint import SINGLE, Checkpoint
+from longsight.model.tokenizer import FILE as TOKENIZER
+from longsight.model.tokenizer_config import TOKENIZER_CONFIG, write_tokenizer_config
+from longsight.model.transformers_names import to_transformers
 from longsight.model.weights import checked_names
 from longsight.train.network import Network
 
-PREFIX, MODEL_PREFIX = "language_model.", "language_model.model."
 ROUTER = ("block_sparse_moe.gate.weight", "e_score_correction_bias")  # stored in fp32: rounding moves tokens
 
 
@@ -33,14 +35,15 @@ def save(
 ) -> Path:
     """Write config.json, generation_config.json, model.safetensors and, if given, tokenizer.json; returns the place.
 
+    A tokenizer.json that is given, or lies there already, gets a tokenizer_config.json if it has none.
     dtype: of all weights but the routers'. state: the network's state_dict where it has been gathered from several
     processes. Files are written beside and moved, config.json last: a directory that has one is complete.
     Raises CheckpointError if the directory cannot be written.
     """
     directory = Path(directory)
     config = replace(network.config, dtype=dtype)
-    tensors = published(network.state_dict() if state is None else state, dtype)
-    tokens = {"bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_ids) or None}
+    tensors = stored(network.state_dict() if state is None else state, dtype)
+    generation = {"bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_ids) or None}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.json").unlink(missing_ok=True)
@@ -48,22 +51,26 @@ def save(
         save_file(tensors, staged, metadata={"format": "pt"})
         staged.replace(directory / SINGLE)
         if tokenizer_file is not None:
-            shutil.copyfile(tokenizer_file, directory / "tokenizer.json")
-        _write_json(directory / "generation_config.json", {k: v for k, v in tokens.items() if v is not None})
+            shutil.copyfile(tokenizer_file, directory / TOKENIZER)
+        if (directory / TOKENIZER).exists() and (tokenizer_file or not (directory / TOKENIZER_CONFIG).exists()):
+            generation["pad_token_id"] = write_tokenizer_config(
+                directory, config.bos_token_id, config.eos_token_ids, config.max_position_embeddings
+            )
+        _write_json(directory / "generation_config.json", {k: v for k, v in generation.items() if v is not None})
         _write_json(directory / "config.json", config.to_dict())
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write the checkpoint to {directory}: {error}") from error
     return directory
 
 
-def published(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of a network's state_dict as a checkpoint holds them: names with their prefix, on the CPU."""
-    return {
-        (PREFIX if name.startswith("lm_head.") else MODEL_PREFIX) + name: tensor.detach()
-        .to("cpu", torch.float32 if name.endswith(ROUTER) else dtype)
-        .contiguous()
-        for name, tensor in state.items()
-    }
+def stored(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of a network's state_dict as a checkpoint holds them: transformers' names, on the CPU."""
+    return to_transformers(
+        {
+            name: tensor.detach().to("cpu", torch.float32 if name.endswith(ROUTER) else dtype).contiguous()
+            for name, tensor in state.items()
+        }
+    )
 
 
 def from_checkpoint(directory: str | Path, **options: Any) -> Network:

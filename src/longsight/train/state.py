@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from longsight.model.errors import CheckpointError
 from longsight.model.tokenizer import FILE as TOKENIZER
 from longsight.model.tokenizer import Tokenizer
+from longsight.model.tokenizer_config import TOKENIZER_CONFIG
 from longsight.train import start
 from longsight.train.config import TrainConfig
 from longsight.train.data import Data
@@ -72,7 +73,9 @@ def export(network: Network, weights: Mapping[str, Tensor], config: TrainConfig,
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer, begun_from = directory / TOKENIZER, config.model.path
     if not data.write_tokenizer(tokenizer) and begun_from is not None and (begun_from / TOKENIZER).exists():
-        shutil.copyfile(begun_from / TOKENIZER, tokenizer)
+        for name in (TOKENIZER, TOKENIZER_CONFIG):
+            if (begun_from / name).exists():
+                shutil.copyfile(begun_from / name, directory / name)
     if config.tokenizer.chat_template is not None:
         shutil.copyfile(config.tokenizer.chat_template, directory / "chat_template.jinja")
     save(network, directory, None, config.model.config.dtype, state=weights)
