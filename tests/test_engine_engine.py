@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fake_model import BLOCK, EOS, VOCAB, ByteTokenizer, FakeModel, expected_output, next_token
+from fake_model import BLOCK, EOS, VOCAB, ByteTokenizer, FakeModel, LookupModel, expected_output, next_token
 from longsight.engine import (
     ContextLengthError,
     Engine,
     EngineConfigError,
+    Grammar,
     InvalidRequestError,
     Request,
     SamplingParams,
@@ -334,3 +335,33 @@ def test_pages_are_reused_from_poisoned_memory() -> None:
 
 def test_eos_is_never_the_stand_ins_own_choice() -> None:
     assert all(next_token(torch.randint(0, EOS, (9,)).tolist()) != EOS for _ in range(20))
+
+
+@pytest.mark.parametrize("speculate", [True, False])
+def test_repetition_and_suppression_are_the_same_with_drafts_and_neighbours(speculate: bool) -> None:
+    """A loop is cut after the same token, and a suppressed token leaves the loop at the same place."""
+    e = engine(LookupModel(), pages=200, speculate=speculate)
+    loop = list(b"abcabcabcabcabc")
+    cut = Request(loop, SamplingParams(max_tokens=300, temperature=0, max_repetition=64))
+    free = greedy(loop, 300)
+    held = Request(loop, SamplingParams(max_tokens=9, temperature=0, suppress_tokens=(ord("b"), 0)))
+    for r in (cut, free, held):
+        e.add(r)
+    run_all(e)
+    assert (len(cut.output), cut.finish_reason) == (64, "length")
+    assert (len(free.output), free.finish_reason) == (300, "length")
+    assert free.output[:64] == cut.output
+    # Without b and with the lowest id gone too, the first of the equal rest comes next.
+    assert bytes(held.output[:2]) == b"a\1"
+    assert not {ord("b"), 0} & set(held.output)
+
+
+def test_suppressed_tokens_must_exist_and_leave_one() -> None:
+    with pytest.raises(InvalidRequestError, match=f"suppress_tokens names token {VOCAB}; ids run from 0"):
+        engine().add(greedy([1], suppress_tokens=(VOCAB,)))
+    with pytest.raises(InvalidRequestError, match=f"suppress_tokens names all {VOCAB} tokens"):
+        engine().add(greedy([1], suppress_tokens=tuple(range(VOCAB))))
+    with pytest.raises(InvalidRequestError, match="max_repetition is 5; it must be an integer of at least 64"):
+        SamplingParams(max_repetition=5)
+    with pytest.raises(InvalidRequestError, match="grammar is 'json'; it must be one of json_schema"):
+        Grammar("json", "{}")  # type: ignore[arg-type]
