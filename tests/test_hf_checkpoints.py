@@ -176,7 +176,7 @@ def test_what_is_no_model_directory_never_goes_to_the_network(
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(time, "sleep", refuse)
     caplog.set_level(logging.INFO)
-    with pytest.raises(ConversionError, match=re.escape(path)):
+    with pytest.raises(OSError, match=re.escape(path)):
         longsight.hf.load(path)
     with pytest.raises(ConversionError, match=re.escape(path)):
         convert(path, [ROOT / "README.md"], tmp_path / "out", Settings())

@@ -30,6 +30,10 @@ class ConversionError(LongsightError, ValueError):
     """A model, text or setting that cannot be converted; the message names it and what is accepted."""
 
 
+class ModelPathError(ConversionError, OSError):
+    """A path where no model is; an OSError too, which is what transformers raises for one."""
+
+
 @dataclass(frozen=True)
 class Family:
     """One model type with an index branch: what it is made from, and its classes."""
@@ -131,16 +135,16 @@ def head_dim(config: Any) -> int:
 
 
 def require_directory(path: str | Path) -> Path:
-    """The directory of a model. Raises ConversionError for what transformers would look for on a hub."""
+    """The directory of a model. Raises ModelPathError for what transformers would look for on a hub."""
     directory = Path(path)
     if not directory.is_dir():
         found = "is a file" if directory.exists() else "does not exist"
-        raise ConversionError(
+        raise ModelPathError(
             f"{path} {found}; expected a directory with config.json, *.safetensors and tokenizer.json. A model on the "
             "Hugging Face hub has to be downloaded first (hf download ORG/NAME --local-dir DIR)"
         )
     if not (directory / "config.json").is_file():
-        raise ConversionError(f"{path} has no config.json; expected a directory that transformers can load")
+        raise ModelPathError(f"{path} has no config.json; expected a directory that transformers can load")
     return directory
 
 
