@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import trustme
 
 from longsight.cli.main import main
 from test_cli_generate import haystack
@@ -156,3 +158,75 @@ def test_serve_with_keys_and_limits(tmp_path: Path) -> None:
         rest = process.stderr.read()
         assert "WARNING: requests may have 4,096 tokens, less than the guaranteed context of 524,288" in rest
         assert text not in rest
+
+
+def announced(process: subprocess.Popen[str], count: int) -> str:
+    assert process.stderr is not None
+    return "".join(process.stderr.readline() for _ in range(count))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_the_start_says_where_everything_is(host: str) -> None:
+    """Page, base URLs and model, at addresses that work from here, under the root path."""
+    with serve("--host", host, "--root-path", "/ai", "--max-model-len", "1000") as (process, url):
+        lines = announced(process, 5 if host == "0.0.0.0" else 4)
+        root = url.removesuffix("/v1")
+        assert root.endswith("/ai")
+        page, anthropic_url, description = f"{root}/", f"{root}/anthropic", f"{root}/openapi.json"
+        for words in (page, url, anthropic_url, description, "'longsight'", "docs"):
+            assert words in lines
+        assert ("every other address" in lines) == (host == "0.0.0.0")
+        assert "<title>Longsight" in httpx.get(page, headers={"accept": "text/html"}).text
+        assert httpx.get(description).json()["servers"] == [{"url": "/ai"}]
+        assert httpx.head(anthropic_url).status_code == 200
+
+
+def test_https_from_the_command_line(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    files = tmp_path / "chain.pem"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(files)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    command = [*COMMAND, "constructed", "--max-model-len", "1000", "--ssl-certfile", str(files)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            first = announced(process, 1)
+            assert " on https://127.0.0.1:" in first
+            models = httpx.get(f"{first.rsplit(' on ', 1)[1].strip()}/models", verify=context).json()
+            assert models["data"][0]["id"] == "longsight"
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--root-path", "ai"], "--root-path is 'ai'"),
+        (["--root-path", "/ai/"], "--root-path is '/ai/'"),
+        (["--forwarded-allow-ips", "proxy"], "'proxy' in --forwarded-allow-ips"),
+        (["--host", "http://127.0.0.1"], "'http://127.0.0.1' is not a host"),
+        (["--host", "localhost:8000"], "'localhost:8000' is not a host"),
+        (["--host", ""], "'' is not a host"),
+        (["--allow-url-host", "https://example.org/"], "'https://example.org/' is not a host"),
+        (["--port", "65536"], "'65536' is not a port"),
+        (["--ssl-certfile", "/no/such/file"], "'/no/such/file'"),
+        (["--ssl-certfile", __file__], "in PEM format"),
+        (["--ssl-keyfile", __file__], "--ssl-keyfile needs --ssl-certfile"),
+        (["--otel", "nonsense"], "'nonsense'"),
+        (["--otel", "grpc://127.0.0.1:4317"], "'grpc://127.0.0.1:4317'"),
+        (["--log-level", "loud"], "'loud'"),
+        (["--log-format", "xml"], "'xml'"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_at_the_start(
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code: Any = main(["serve", "constructed", "--port", "0", *options])
+    except SystemExit as error:
+        code = error.code
+    assert code in (1, 2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert err.count("\n") == 1

@@ -51,7 +51,7 @@ looking at what the model reads, at /.
 log = logging.getLogger("longsight")
 LEVELS = ("debug", "info", "warning", "error")
 BUILT_IN_ID = "longsight"
-DOCS = "docs/ in the repository: clients.md, web.md, limits.md, operations.md"
+DOCS = "docs/clients.md and docs/operations.md"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -305,7 +305,7 @@ def announce(urls: Urls, model_id: str, loaded: Loaded, engine: Engine, *, as_te
         f"  page       {urls.page}   chat and microscope, for a browser{elsewhere if urls.every_address else ''}\n"
         f"  OpenAI     {urls.openai}   base URL for OpenAI's clients; the model is {model_id!r}\n"
         f"  Anthropic  {urls.anthropic}   base URL for Anthropic's clients and Claude Code\n"
-        f"  docs       {DOCS}; this server's own: {urls.root}/openapi.json\n"
+        f"  docs       {DOCS}; of the API: {urls.root}/openapi.json\n"
         f"  weights {model.weight_bytes / 2**20:,.0f} MiB in {str(model.dtype).removeprefix('torch.')}; "
         f"backend {model.backend.NAME} ({model.backend_reason})\n"
         f"  up to {engine.max_model_len:,} tokens per request; cache {pages:,} pages, "

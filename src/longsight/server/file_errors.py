@@ -5,6 +5,14 @@ from __future__ import annotations
 from longsight.ops import LongsightError
 from longsight.server.errors import ApiError
 
+# By purpose, as the server's options call them (limits.py); other files have file_bytes.
+LIMIT_OF = {
+    "image": "image_bytes=SIZE",
+    "vision": "image_bytes=SIZE",
+    "video_understanding": "video_file_bytes=SIZE",
+    None: "file_bytes=SIZE, video_file_bytes=SIZE or image_bytes=SIZE, by its purpose",
+}
+
 
 class FileStoreError(LongsightError, OSError):
     """The directory cannot be used, or the disk refuses; the message says why."""
@@ -34,9 +42,9 @@ class FilePurposeError(FileRefusedError):
 class FileTooLargeError(FileRefusedError):
     def __init__(self, purpose: str | None, limit: int) -> None:
         what = f"a file for {purpose!r}" if purpose else "a file"
-        super().__init__(
-            f"the file is larger than {limit} bytes, the limit of {what}", status=413, code="request_too_large"
-        )
+        message = f"the file is larger than {limit} bytes, the limit of {what}"
+        remedy = "send less, or start the server with a larger --limit " + LIMIT_OF.get(purpose, "file_bytes=SIZE")
+        super().__init__(f"{message}; {remedy}", status=413, code="request_too_large")
 
 
 class FileTypeError(FileRefusedError):
