@@ -106,3 +106,29 @@ finally:
     assert "longsight" in done.stdout
     if arguments[-1] == "--help":
         assert "longsight serve" in done.stdout or "examples:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 4096 bytes. Error code 12 (Cannot allocate memory)"
+        ),
+    ],
+)
+def test_memory_that_runs_out_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: argparse.Namespace) -> int:
+        raise error
+
+    monkeypatch.setattr("longsight.cli.cost.run", run)
+    assert main(["cost"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("longsight: error: out of memory")
+    assert " that are free; close other programs" in err
+    assert ".cpp" not in err
+    assert err.count("\n") == 1
+    assert ("asked for 4,096 bytes" in err) == isinstance(error, RuntimeError)

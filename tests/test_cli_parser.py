@@ -135,6 +135,7 @@ def test_shell_lines_in_help_run_as_they_are_printed(tmp_path: Path, monkeypatch
                 (tmp_path / file).touch()
             code = (
                 'longsight() { printf "%s\\0" "$@" >&3; }; torchrun() { shift 4; longsight "$@"; }; cat() { :; }; '
+                "source() { :; }; "
                 f"{line}"
             )
             shell = ["bash", "-euc", f"exec 3>&1 >/dev/null\n{code}"]

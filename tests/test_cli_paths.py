@@ -194,7 +194,12 @@ def test_permissions(tmp_path: Path) -> None:
 
 def test_what_only_use_can_tell_names_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """/proc says that it can be written, and then makes no directory."""
-    fails(["demo", "constructed", "--tokens", "3000", "--out", "/proc/nowhere"], "argument --out: ", capsys=capsys)
+    fails(
+        ["demo", "constructed", "--tokens", "3000", "--out", "/proc/nowhere"],
+        "argument --out: ",
+        "must be a dir",
+        capsys=capsys,
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ COMMANDS = (
     "cost",
     "bench",
     "demo",
+    "completion",
 )
 DESCRIPTION = """\
 MiniMax-M3-style models with exact sparse attention, on the hardware you have.
@@ -100,6 +102,8 @@ def _one_line(error: Exception, args: argparse.Namespace) -> str | None:
 
     if isinstance(error, LongsightError | OSError):
         return _with_option(error, " ".join(str(error).split()), args)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return _out_of_memory(str(error))
     missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if missing in EXTRA_OF:
         return f"this command needs {missing}, which is not installed; try: {install_command(EXTRA_OF[missing])}"
@@ -112,10 +116,22 @@ def _with_option(error: Exception, message: str, args: argparse.Namespace) -> st
     while cause is not None and not (isinstance(cause, OSError) and cause.filename):
         cause = cause.__cause__
     if isinstance(cause, OSError) and isinstance(cause.filename, str | os.PathLike):
-        for path, option in getattr(args, "path_options", {}).items():
+        for path, (option, wants) in getattr(args, "path_options", {}).items():
             if Path(path) in (Path(cause.filename), *Path(cause.filename).parents):
-                return f"argument {option}: {message}"
+                return f"argument {option}: {message}" + (f"; it must be {wants}" if cause is error else "")
     return message
+
+
+def _out_of_memory(message: str) -> str:
+    """What PyTorch or Python could not have, without the source file where it noticed."""
+    from longsight.engine.memory import available_bytes
+
+    asked = re.search(r"tried to allocate (\d+) bytes", message)
+    what = f"out of memory: asked for {int(asked[1]):,} bytes" if asked else "out of memory"
+    return (
+        f"{what}, of {available_bytes():,} that are free; close other programs, or take a smaller model, shorter texts "
+        "or fewer of them at once"
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ class OptionError(Exception):
 class Parser(argparse.ArgumentParser):
     """Complains in one line, like every other error of this program, and checks what the options name.
 
-    Subparsers are made of this class too. `path_options` of the result maps each path given to the option's name.
+    Subparsers are made of this class too. `path_options` of the result maps each path given to the option's name
+    and to what it wants.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -68,7 +69,7 @@ class Parser(argparse.ArgumentParser):
         return _nearest(name, self._option_string_actions)
 
     def _check_paths(self, known: argparse.Namespace) -> None:
-        names: dict[str, str] = dict(getattr(known, "path_options", {}))
+        names: dict[str, tuple[str, str]] = dict(getattr(known, "path_options", {}))
         for action in self._actions:
             if not isinstance(action.type, PathType) or (value := getattr(known, action.dest, None)) is None:
                 continue
@@ -76,7 +77,7 @@ class Parser(argparse.ArgumentParser):
             for path in value if isinstance(value, list) else [value]:
                 if (problem := action.type.problem(path)) is not None:
                     raise OptionError(f"argument {name}: {problem}")
-                names[str(path)] = name
+                names[str(path)] = name, action.type.wants
         known.path_options = names
 
 
