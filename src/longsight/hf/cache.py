@@ -217,7 +217,9 @@ def paged_layer(cache: Cache, layer: int) -> PagedLayer:
     found = cache.layers[layer]
     if isinstance(found, PagedLayer):
         return found
-    plain = type(found) is DynamicLayer or (isinstance(found, DynamicLayer) and found._layer_type == M3_SPARSE)
+    # transformers 5.13 calls it layer_type.
+    kind = getattr(found, "_layer_type", getattr(found, "layer_type", None))
+    plain = type(found) is DynamicLayer or (isinstance(found, DynamicLayer) and kind == M3_SPARSE)
     if not plain or found.is_initialized:
         state = "already filled" if plain else "of a kind it cannot replace"
         raise UnsupportedError(
