@@ -83,8 +83,9 @@ def test_one_wheel_for_every_python_and_many_linuxes(wheel: Path) -> None:
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
-    tracked = subprocess.run(["git", "ls-files", "src"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    package = {name.removeprefix("src/") for name in tracked.splitlines()}
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "src"]
+    tree = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    package = {name.removeprefix("src/") for name in tree if (ROOT / name).is_file()}
     kernels = "longsight/ops/liblongsight_kernels.so"
     assert {"longsight/py.typed", "longsight/model/embedded/LICENSE.md"} < package
     assert {name for name in names if not name.startswith(INFO)} == package | {kernels}
