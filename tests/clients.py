@@ -61,8 +61,8 @@ def python_client(name: str) -> Path:
         run([*uv, "pip", "install", "--python", str(prefix), "--requirements", str(lock)])
 
     def ready() -> None:
-        lines = str(lock)
-        reach("the Python package index", (*uv, "pip", "install", "--dry-run", "--target", "nowhere", "-r", lines))
+        asked = ("pip", "install", "--dry-run", "--python", sys.executable, "--requirements", str(lock))
+        reach("the Python package index", (*uv, *asked))
 
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return kept(version, [lock], ready, install) / "bin" / "python"
