@@ -72,7 +72,7 @@ def test_the_embedded_model_is_small_and_whole() -> None:
     path = embedded_path()
     assert path.is_relative_to(Path(built_in.__file__).parent)
     assert sum(file.stat().st_size for file in path.iterdir()) <= MOST_BYTES
-    assert {file.suffix for file in path.iterdir()} == {".json", ".safetensors", ".jinja"}
+    assert {file.suffix for file in path.iterdir()} == {".json", ".safetensors", ".jinja", ".md"}
     config, tokenizer = ModelConfig.from_file(path), Tokenizer.from_dir(path)
     assert config.max_position_embeddings >= (1 << 20) + 4096  # room for an answer after a million tokens
     assert tokenizer.vocab_size <= config.vocab_size

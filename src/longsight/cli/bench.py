@@ -18,10 +18,10 @@ examples:
   longsight bench https://HOST/v1 --api-key KEY --request-rate 0.5,1,2 --num-prompts 100 --output load.json
 
 what is measured, from streamed chat completions:
-  TTFT   time to first token     from when the request was due to the first piece of text
-  TPOT   time per output token   (end - first token) / (output tokens - 1)
-  ITL    inter-token latency     between two pieces of the stream, which may hold several tokens
-  E2EL   end-to-end latency      from when the request was due to the end of its answer
+TTFT   time to first token     from when the request was due to the first piece of text
+TPOT   time per output token   (end - first token) / (output tokens - 1)
+ITL    inter-token latency     between two pieces of the stream, which may hold several tokens
+E2EL   end-to-end latency      from when the request was due to the end of its answer
 
 --concurrency N keeps N requests under way: each new one waits for another to end, so a slow server is asked less.
 --request-rate R sends requests at random moments (a Poisson process of R per second) whether or not the server keeps

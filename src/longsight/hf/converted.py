@@ -150,8 +150,9 @@ def require_directory(path: str | Path) -> Path:
 
 def read_config(path: str | Path) -> Any:
     """The configuration of the model in a directory. Raises ConversionError where transformers cannot read one."""
+    directory = require_directory(path)
     try:
-        return AutoConfig.from_pretrained(require_directory(path), local_files_only=True)
+        return AutoConfig.from_pretrained(directory, local_files_only=True)
     except (ValueError, OSError) as error:  # a type that it does not know, or no JSON
         raise ConversionError(f"{path}: {str(error).splitlines()[0]}") from None
 
