@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -390,7 +390,8 @@ def test_keys_and_usage_share_a_database_as_compose_has_them() -> None:
     auth = COMPOSE["services"]["longsight"]["environment"]["LONGSIGHT_AUTH"]
     assert make_url(ledger).database == make_url(auth).database
     with cluster() as url:
-        _, text = KeyStore(url.replace("postgresql://", "postgresql+psycopg://"), create=True).create(NewKey("alice"))
+        with closing(KeyStore(url.replace("postgresql://", "postgresql+psycopg://"), create=True)) as keys:
+            _, text = keys.create(NewKey("alice"))
         assert text.startswith("lsk_")
         open_database(url).dispose()
         open_database(url).dispose()
