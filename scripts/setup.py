@@ -110,9 +110,9 @@ def install_torch(build: str) -> None:
 
 def install_longsight(extra: str, source: Path | None) -> None:
     """This checkout, editable, or a copy of `source`; an extra's packages and what builds the kernels as locked."""
-    stamp = VENV / f".installed-{extra}"
+    stamp, everything = VENV / f".installed-{extra}", VENV / ".installed-dev"
     newest = max(path.stat().st_mtime for path in [LOCK, MARK, *SOURCES])
-    if source is None and stamp.exists() and stamp.stat().st_mtime > newest:
+    if source is None and any(done.exists() and done.stat().st_mtime > newest for done in (stamp, everything)):
         return
     what = ("--editable", f"{ROOT}[{extra}]") if source is None else (f"{source.resolve(strict=True)}[{extra}]",)
     locked = ("--constraint", LOCK, "--build-constraint", LOCK)
